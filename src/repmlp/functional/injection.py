@@ -1,0 +1,82 @@
+"""A conv is an FC (RepMLP v1, section 3.4): its kernel, written as the kernel of a fully-connected layer.
+
+On an h x w map, a conv with kernel F, stride 1 and padding p = (kh//2, kw//2) is the linear map
+
+    W[(o, y, x), (c, y+i-p, x+j-p)] = F[o, c, i, j],   zero elsewhere and outside the map.
+
+The paper builds W by convolving an identity matrix. Here are two shorter ways to the same numbers:
+windows over the zero-padded kernel (differentiable), and writing each tap of the kernel onto its
+diagonal of an FC kernel that exists already (in place, no scratch).
+
+O output and C input channels, g groups, h,w map, kh,kw kernel.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _check(kernel: Tensor, size: tuple[int, int], groups: int) -> None:
+    O, kh, kw = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
+    if kh > size[0] or kw > size[1]:
+        raise ValueError(f"kernel {kh}x{kw} is larger than the {size[0]}x{size[1]} map: use a smaller kernel")
+    if O % groups:
+        raise ValueError(f"{groups} groups do not divide the kernel's {O} output channels")
+
+
+def conv_to_linear(kernel: Tensor, size: tuple[int, int], groups: int = 1) -> Tensor:
+    """The FC kernel of a conv on an h x w map. Differentiable: gradients flow to ``kernel``.
+
+    Args:
+        kernel: (O, C/g, kh, kw), kh and kw odd and not larger than the map.
+        size: (h, w) of the map.
+        groups: g.
+
+    Returns:
+        (g, O/g*h*w, C/g*h*w), a weight for :func:`~repmlp.functional.grouped_linear`.
+
+    Raises:
+        ValueError: if the kernel is even or larger than the map, or ``groups`` does not divide O.
+    """
+    _check(kernel, size, groups)
+    (h, w), (O, C_g, kh, kw) = size, kernel.shape
+    # Center the kernel in (2h-1, 2w-1): then F[y' - y + h-1, x' - x + w-1] links input y',x' to output y,x.
+    top, left = h - 1 - kh // 2, w - 1 - kw // 2
+    padded = F.pad(kernel, (left, left, top, top))  # (O, C/g, 2h-1, 2w-1)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # (O, C/g, h, w, h, w), window s starts at s = h-1 - y
+    rows = windows.flip(2, 3)  # (O, C/g, y, x, y', x')
+    return rows.permute(0, 2, 3, 1, 4, 5).reshape(groups, O // groups * h * w, C_g * h * w)
+
+
+def add_conv_to_linear_(weight: Tensor, kernel: Tensor, size: tuple[int, int], groups: int = 1) -> Tensor:
+    """Add ``conv_to_linear(kernel, size, groups)`` to ``weight`` in place, and return ``weight``.
+
+    Every tap of the kernel is one value along one diagonal of the FC kernel, so a merge is kh*kw
+    strided additions, at most h*w*O*(C/g)*kh*kw in all, with no scratch memory.
+
+    Args:
+        weight: (g, O/g*h*w, C/g*h*w), contiguous in its last axis and changed in place.
+        kernel: (O, C/g, kh, kw), of the same dtype and device.
+        size: (h, w) of the map.
+        groups: g.
+
+    Raises:
+        ValueError: as :func:`conv_to_linear`, or if ``weight`` has another shape.
+    """
+    _check(kernel, size, groups)
+    (h, w), (O, C_g, kh, kw) = size, kernel.shape
+    O_g = O // groups
+    if weight.shape != (groups, O_g * h * w, C_g * h * w):
+        raise ValueError(
+            f"weight is {tuple(weight.shape)}, but kernel {tuple(kernel.shape)} on a {h}x{w} map with {groups} "
+            f"groups needs ({groups}, {O_g * h * w}, {C_g * h * w})"
+        )
+    fc = weight.view(groups, O_g, h, w, C_g, h, w)  # (g, O/g, y, x, C/g, y', x')
+    taps = kernel.view(groups, O_g, C_g, 1, 1, kh, kw)
+    for i in range(kh):
+        rows = fc.diagonal(i - kh // 2, 2, 5)  # y' = y + i - kh//2: (g, O/g, x, C/g, x', ny)
+        for j in range(kw):
+            diagonal = rows.diagonal(j - kw // 2, 2, 4)  # x' = x + j - kw//2: (g, O/g, C/g, ny, nx)
+            diagonal.add_(taps[..., i, j])  # a diagonal ends at the map's edge by itself
+    return weight

@@ -1,0 +1,67 @@
+"""A conv and the batch norm after it: one conv with a bias once deployed."""
+
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from ..functional import fold_norm_after, norm_scale_shift
+
+
+class ConvNorm(nn.Module):
+    """``BN(conv(x))``; in deploy form one conv with bias that computes the same.
+
+    The conv keeps the size of its map where ``stride`` is 1, and has no bias while it is followed by BN.
+
+    Args:
+        in_channels, out_channels: C, O.
+        kernel_size: odd, an int or (kh, kw).
+        stride: of the conv.
+        groups: g of the conv; divides C and O.
+        deploy: build the deploy form.
+
+    Shape: (N, C, H, W) -> (N, O, H/stride, W/stride).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        stride: int = 1,
+        groups: int = 1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        kh, kw = to_2tuple(kernel_size)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, (kh, kw), stride, (kh // 2, kw // 2), groups=groups, bias=deploy, **dd
+        )
+        self.bn = nn.Identity() if deploy else nn.BatchNorm2d(out_channels, **dd)
+        self.deploy = deploy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor]:
+        """The kernel (O, C/g, kh, kw) and bias (O) of the one conv that computes the same in eval mode.
+
+        In float64 and differentiable while in training form; the parameters themselves in deploy form.
+        """
+        if self.deploy:
+            assert self.conv.bias is not None
+            return self.conv.weight, self.conv.bias
+        return fold_norm_after(self.conv.weight, self.conv.bias, *norm_scale_shift(self.bn))
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Change to deploy form, in place. Does nothing if that is the form already."""
+        if self.deploy:
+            return
+        kernel, bias = self.equivalent_conv()
+        self.conv.weight.copy_(kernel)
+        self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
+        self.bn = nn.Identity()
+        self.deploy = True

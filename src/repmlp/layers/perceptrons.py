@@ -1,0 +1,248 @@
+"""The three parts of a RepMLP block (v1, sections 3.1 to 3.3), each in training form and deploy form.
+
+N batch, C/O channels in/out, H,W feature map, h,w partition, P = (H/h)(W/w) partitions per channel,
+M = N*P rows, g groups, K kernel size.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_after, fold_norm_before, norm_scale_shift, widen
+from .conv_norm import ConvNorm
+from .grouped_linear import GroupedLinear
+
+
+class GlobalPerceptron(nn.Module):
+    """Relates the partitions of a feature map: every one gets a value that depends on all of them.
+
+    Average-pool each partition to one value, BN, FC1, ReLU, FC2, and add the result to every pixel
+    of its partition. FC1 and FC2 map ``C*P -> C*P/reduction -> C*P``.
+
+    In deploy form the BN, an affine map before FC1, is folded into FC1.
+
+    Shape: (N, C, H, W) -> (N, C, H, W); (H, W) is a multiple of (h, w).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        feature_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        reduction: int = 1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.partition_size = partition_size
+        self.partitions = (feature_size[0] // partition_size[0]) * (feature_size[1] // partition_size[1])
+        features = channels * self.partitions
+        if reduction < 1 or features % reduction:
+            raise ValueError(f"global_reduction {reduction} does not divide the {features} features of FC1 (C*P)")
+        self.bn = nn.Identity() if deploy else nn.BatchNorm2d(channels, **dd)
+        self.fc1 = nn.Linear(features, features // reduction, **dd)
+        self.fc2 = nn.Linear(features // reduction, features, **dd)
+        self.deploy = deploy
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, C, H, W = x.shape
+        h, w = self.partition_size
+        v = F.avg_pool2d(x, [h, w])  # (N, C, H/h, W/w)
+        v = self.bn(v).flatten(1)  # (N, C*P)
+        v = self.fc2(F.relu(self.fc1(v)))  # (N, C*P)
+        x = x.reshape(N, C, H // h, h, W // w, w)
+        x = x + v.view(N, C, H // h, 1, W // w, 1)  # one value for a whole partition
+        return x.reshape(N, C, H, W)
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Fold BN into FC1, in place. Does nothing if that is done already."""
+        if self.deploy:
+            return
+        scale, shift = (t.repeat_interleave(self.partitions) for t in norm_scale_shift(self.bn))  # (C*P)
+        weight, bias = fold_norm_before(self.fc1.weight, self.fc1.bias, scale, shift)
+        self.fc1.weight.copy_(weight)
+        self.fc1.bias.copy_(bias)
+        self.bn = nn.Identity()
+        self.deploy = True
+
+
+class LocalPerceptron(nn.Module):
+    """Gives the block its local prior: parallel convs over one partition map, a BN after each, summed.
+
+    Stride 1, padding K//2, so that a conv sees one partition only. Because all branches are centered
+    on the same pixel and linear, their sum is one conv of the largest K: that is the deploy form.
+
+    Args:
+        in_channels, out_channels: C, O.
+        kernel_sizes: of the branches, ints or (kh, kw), all odd and all different.
+        groups: g of every conv.
+
+    Shape: (M, C, h, w) -> (M, O, h, w).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_sizes: Iterable[int | tuple[int, int]],
+        groups: int = 1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        sizes = [to_2tuple(k) for k in kernel_sizes]
+        if not sizes or len(set(sizes)) < len(sizes):
+            raise ValueError(f"kernel_sizes {sizes} must name one or more kernels, each of them once")
+        for kh, kw in sizes:
+            if kh % 2 == 0 or kw % 2 == 0:
+                raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+        self.kernel_size = (max(kh for kh, _ in sizes), max(kw for _, kw in sizes))
+        if deploy:
+            sizes = [self.kernel_size]
+        dd = {"device": device, "dtype": dtype}
+        self.branches = nn.ModuleDict(
+            {f"{k[0]}x{k[1]}": ConvNorm(in_channels, out_channels, k, 1, groups, deploy, **dd) for k in sizes}
+        )
+        self.deploy = deploy
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor | None = None
+        for branch in self.branches.values():
+            y = branch(x) if y is None else y + branch(x)
+        assert y is not None
+        return y
+
+    def equivalent_conv(self) -> tuple[Tensor, Tensor]:
+        """The one kernel (O, C/g, kh, kw), of the largest size, and bias (O) of all branches together.
+
+        In float64 and differentiable while in training form; the parameters themselves in deploy form.
+        """
+        kernels, biases = zip(*(branch.equivalent_conv() for branch in self.branches.values()), strict=True)
+        if len(kernels) == 1:
+            return kernels[0], biases[0]
+        kh, kw = self.kernel_size
+        return sum(_center(kernel, kh, kw) for kernel in kernels), sum(biases)
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Merge all branches into one conv, in place. Does nothing if that is done already.
+
+        A block whose FC3 can take the convs up merges them there instead, and drops this module.
+        """
+        if self.deploy:
+            return
+        kernel, bias = self.equivalent_conv()
+        conv = next(iter(self.branches.values())).conv
+        merged = ConvNorm(
+            conv.in_channels,
+            conv.out_channels,
+            self.kernel_size,
+            1,
+            conv.groups,
+            deploy=True,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        merged.conv.weight.copy_(kernel)
+        merged.conv.bias.copy_(bias)
+        self.branches = nn.ModuleDict({f"{self.kernel_size[0]}x{self.kernel_size[1]}": merged})
+        self.deploy = True
+
+
+def _center(kernel: Tensor, kh: int, kw: int) -> Tensor:
+    """Zero-pad a kernel (O, C/g, .., ..) to kh x kw with the same center."""
+    top, left = (kh - kernel.shape[2]) // 2, (kw - kernel.shape[3]) // 2
+    return F.pad(kernel, (left, left, top, top))
+
+
+class PartitionPerceptron(nn.Module):
+    """Sees every pixel of a partition at its place: one grouped FC (FC3) and the BN after it.
+
+    FC3 has no bias while it is followed by BN. In deploy form it has taken up the BN and, if there
+    are any, the convs of the Local Perceptron.
+
+    Args:
+        in_channels, out_channels: C, O.
+        partition_size: (h, w).
+        groups: g of FC3; divides C and O.
+
+    Shape: (M, C, h, w) -> (M, O, h, w); fc3.weight (g, O/g*h*w, C/g*h*w).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        partition_size: tuple[int, int],
+        groups: int = 1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+        dd = {"device": device, "dtype": dtype}
+        self.out_channels, self.partition_size, self.groups = out_channels, partition_size, groups
+        hw = partition_size[0] * partition_size[1]
+        self.fc3 = GroupedLinear(in_channels * hw, out_channels * hw, groups, bias=deploy, **dd)
+        self.bn = nn.Identity() if deploy else nn.BatchNorm1d(out_channels * hw, **dd)
+        self.deploy = deploy
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = self.partition_size
+        y = self.bn(self.fc3(x.flatten(1)))  # (M, C*h*w) -> (M, O*h*w)
+        return y.view(-1, self.out_channels, h, w)
+
+    def equivalent_fc3(self, local: LocalPerceptron | None = None) -> tuple[Tensor, Tensor]:
+        """FC3's kernel (g, O/g*h*w, C/g*h*w) and bias (O*h*w) with its BN and the convs of ``local`` merged.
+
+        Differentiable with respect to every parameter of both; in FC3's dtype.
+        """
+        if self.deploy:
+            assert self.fc3.bias is not None
+            return self.fc3.weight, self.fc3.bias
+        scale, shift = norm_scale_shift(self.bn)  # (O*h*w)
+        weight = widen(self.fc3.weight) * scale.view(self.groups, -1, 1)
+        if local is not None:
+            kernel, bias = local.equivalent_conv()
+            weight = weight + conv_to_linear(widen(kernel), self.partition_size, self.groups)
+            shift = shift + self._per_pixel(widen(bias))
+        return weight.to(self.fc3.weight.dtype), shift.to(self.fc3.weight.dtype)
+
+    @torch.no_grad()
+    def reparameterize(self, local: LocalPerceptron | None = None) -> None:
+        """Merge BN and the convs of ``local`` into FC3, in place. Does nothing if that is done already.
+
+        The numbers of :meth:`equivalent_fc3`, made group by group: scratch is one group in float64.
+        """
+        if self.deploy:
+            return
+        scale, shift = norm_scale_shift(self.bn)
+        kernels: tuple[Tensor | None, ...] = (None,) * self.groups
+        if local is not None:
+            kernel, bias = local.equivalent_conv()
+            kernels = widen(kernel).chunk(self.groups)  # g of (O/g, C/g, kh, kw)
+            shift = shift + self._per_pixel(widen(bias))
+        weight = self.fc3.weight
+        for group, row_scale, kernel in zip(weight, scale.chunk(self.groups), kernels, strict=True):
+            merged = widen(group) * row_scale[:, None]  # (O/g*h*w, C/g*h*w)
+            if kernel is not None:
+                add_conv_to_linear_(merged[None], kernel, self.partition_size)
+            group.copy_(merged)
+        self.fc3.bias = nn.Parameter(shift.to(weight.dtype))
+        self.bn = nn.Identity()
+        self.deploy = True
+
+    def _per_pixel(self, bias: Tensor) -> Tensor:
+        """A conv's bias (O) is the same at every pixel: (O*h*w)."""
+        return bias.repeat_interleave(self.partition_size[0] * self.partition_size[1])

@@ -1,0 +1,114 @@
+"""timm's contract for a network that is a sequence of stages and a classifier head.
+
+A family sets ``stages``, ``norm``, ``head``, ``feature_info`` and calls nothing else: classification,
+feature pyramids, intermediates, checkpointing and fine-tuning then work as for timm's own models.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+
+class StagedModel(nn.Module):
+    """Stages, each ending in a feature map (N, C, H, W); a norm; a pooling classifier."""
+
+    stages: nn.Sequential
+    norm: nn.Module
+    head: ClassifierHead
+    feature_info: list[dict[str, Any]]
+
+    def __init__(self, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.norm = nn.Identity()
+        self.grad_checkpointing = False
+
+    def _init_head(self, channels: int, global_pool: str, drop_rate: float, device=None, dtype=None) -> None:
+        self.num_features = self.head_hidden_size = channels
+        self.head = ClassifierHead(channels, self.num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stages\.0\.0\.", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images -> the last feature map (N, C, H, W), not pooled."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x)
+        else:
+            x = self.stages(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last feature map -> logits, or the pooled features with ``pre_logits``."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps of the stages, as every timm model gives them.
+
+        Args:
+            x: images.
+            indices: the last n stages if an int, all if None, else which.
+            norm: apply the final norm to the last stage's map.
+            stop_early: run no stage behind the last one that is wanted.
+            output_fmt: NCHW is the only one.
+            intermediates_only: leave out the final feature map.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r} is not available: feature maps are NCHW")
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        stages = self.stages[: last + 1] if stop_early and not torch.jit.is_scripting() else self.stages
+        for i, stage in enumerate(stages):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
+            if i in wanted:
+                intermediates.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
+        if intermediates_only:
+            return intermediates
+        if last == len(self.stages) - 1 or not stop_early:
+            x = self.norm(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages, and on request the norm and head, that ``indices`` do not need."""
+        wanted, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted

@@ -1,0 +1,60 @@
+"""Training form to deploy form, for any model."""
+
+import copy
+from collections.abc import Iterator
+
+from timm.utils import reparameterize_model
+from torch import nn
+
+_CONVERTERS = ("reparameterize", "fuse", "switch_to_deploy")  # the names that timm looks for
+
+
+def convertible_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost modules of a model that have a training and a deploy form, with their names.
+
+    The model itself is one of them, under the name "", if it is a block.
+    """
+    if any(callable(getattr(model, name, None)) for name in _CONVERTERS):
+        yield prefix, model
+        return
+    for name, child in model.named_children():
+        yield from convertible_modules(child, f"{prefix}.{name}" if prefix else name)
+
+
+def is_reparameterized(model: nn.Module) -> bool:
+    """Whether every module that has a deploy form is in it (and there is one)."""
+    modules = [module for _, module in convertible_modules(model)]
+    return bool(modules) and all(_in_deploy_form(module) for module in modules)
+
+
+def _in_deploy_form(module: nn.Module) -> bool:
+    deploy = getattr(module, "deploy", None)
+    if deploy is None:  # timm's own blocks (MobileOne, RepVGG, ...) hold a merged conv instead of a flag
+        return getattr(module, "reparam_conv", None) is not None
+    return bool(deploy)
+
+
+def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Convert every convertible module of a model to deploy form (RepMLP v1, section 3.4).
+
+    Outputs stay what they were in eval mode: :func:`repmlp.verify` measures how exactly. Modules of
+    timm that know how to convert themselves are converted too. A model in deploy form stays as it is.
+
+    Args:
+        model: any module; a single block as well as a whole network.
+        inplace: change ``model`` itself; otherwise a copy is converted and ``model`` is untouched.
+
+    Returns:
+        The model in deploy form and in eval mode.
+
+    Raises:
+        ValueError: if nothing in the model can be converted.
+    """
+    if next(convertible_modules(model), None) is None:
+        raise ValueError(
+            f"nothing to convert: no module of this {type(model).__name__} has a deploy form "
+            f"(repmlp.RepMLP and the networks of repmlp have)"
+        )
+    # timm converts children only: make the root a child.
+    holder = nn.Sequential(model if inplace else copy.deepcopy(model))
+    return reparameterize_model(holder, inplace=True)[0].eval()
