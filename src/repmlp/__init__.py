@@ -1,6 +1,6 @@
 """RepMLP: fully-connected layers for image recognition, trained with convolutions, deployed without."""
 
-from . import functional, layers, models
+from . import functional, layers, models, official
 from .equivalence import EquivalenceReport, verify
 from .layers import RepMLP
 from .reparam import is_reparameterized, reparameterize
@@ -13,6 +13,7 @@ __all__ = [
     "is_reparameterized",
     "layers",
     "models",
+    "official",
     "reparameterize",
     "verify",
 ]

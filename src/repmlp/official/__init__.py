@@ -1,0 +1,66 @@
+"""Weights under the names of the authors' public code, to ours and back.
+
+``load(model, state_dict)`` and ``state_dict(model)`` work on a block or a network, in training or
+deploy form, whichever the model is in.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import RepMLP
+from .entries import Entry, block_entries
+
+__all__ = ["entries", "load", "state_dict"]
+
+
+def entries(model: nn.Module) -> Iterator[Entry]:
+    """The authors' name and shape for every tensor of a model, in the form that the model is in.
+
+    Raises:
+        ValueError: if the authors' code has no such model.
+    """
+    if isinstance(model, RepMLP):
+        return block_entries(model)
+    raise ValueError(f"the authors' code has no {type(model).__name__}: no names to map")
+
+
+@torch.no_grad()
+def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load weights that are named as in the authors' code, strictly, into a model of the same form.
+
+    Args:
+        model: a block or network; build it with ``deploy=True`` for weights in deploy form.
+        state_dict: the authors' names and shapes.
+
+    Raises:
+        ValueError: naming the keys that are missing, unexpected or of another shape; then nothing is loaded.
+    """
+    table = {entry.official: entry for entry in entries(model)}
+    missing = [name for name in table if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in table]
+    shapes = [
+        f"{name}: {list(tensor.shape)} instead of {list(table[name].shape)}"
+        for name, tensor in state_dict.items()
+        if name in table and tuple(tensor.shape) != table[name].shape
+    ]
+    if missing or unexpected or shapes:
+        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        raise ValueError(
+            "the weights do not fit the model: "
+            + "; ".join(f"{len(names)} {what} ({_shorten(names)})" for what, names in problems if names)
+        )
+    own = model.state_dict()
+    for name, entry in table.items():
+        own[entry.ours].copy_(state_dict[name].reshape(own[entry.ours].shape))
+
+
+def state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights under the authors' names and in their shapes (views, as ``Module.state_dict`` gives)."""
+    own = model.state_dict()
+    return {entry.official: own[entry.ours].reshape(entry.shape) for entry in entries(model)}
+
+
+def _shorten(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,57 @@
+"""How the authors' code names and shapes what a RepMLP block holds. Pure mappings.
+
+An entry links one tensor of the authors' state dict with one of ours. Both are the same numbers in
+the same row-major order, so that a reshape is all that lies between them.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from ..layers import ConvNorm, RepMLP
+
+
+class Entry(NamedTuple):
+    """``official`` is the authors' name, ``shape`` their shape, ``ours`` our name of one tensor."""
+
+    official: str
+    ours: str
+    shape: tuple[int, ...]
+
+
+def module_entries(module: nn.Module, official: str, ours: str) -> Iterator[Entry]:
+    """Entries of a plain layer (conv, linear, norm), whose tensors have the same names in both."""
+    for name, tensor in module.state_dict().items():
+        yield Entry(f"{official}.{name}", f"{ours}.{name}", tuple(tensor.shape))
+
+
+def conv_norm_entries(module: ConvNorm, official: str, ours: str) -> Iterator[Entry]:
+    """Entries of a conv-BN, ``.conv`` and ``.bn`` in both."""
+    return module_entries(module, official, ours)
+
+
+def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator[Entry]:
+    """Entries of a v1 block, in the form that the block is in; ``official`` and ``ours`` are prefixes.
+
+    Raises:
+        ValueError: for a kernel that is not square: the authors' names have no place for it.
+    """
+    official, ours = official and f"{official}.", ours and f"{ours}."
+    if block.global_perceptron is not None:
+        part = block.global_perceptron
+        yield from module_entries(part.fc1, f"{official}fc1_fc2.fc1", f"{ours}global_perceptron.fc1")
+        yield from module_entries(part.fc2, f"{official}fc1_fc2.fc2", f"{ours}global_perceptron.fc2")
+        yield from module_entries(part.bn, f"{official}avg.bn", f"{ours}global_perceptron.bn")
+    fc3 = block.partition_perceptron.fc3
+    g, Q, I = fc3.weight.shape
+    yield Entry(f"{official}fc3.weight", f"{ours}partition_perceptron.fc3.weight", (g * Q, I, 1, 1))
+    if fc3.bias is not None:
+        yield Entry(f"{official}fc3.bias", f"{ours}partition_perceptron.fc3.bias", (g * Q,))
+    yield from module_entries(block.partition_perceptron.bn, f"{official}fc3_bn", f"{ours}partition_perceptron.bn")
+    if block.local_perceptron is not None:
+        for key, branch in block.local_perceptron.branches.items():
+            kh, kw = branch.conv.kernel_size
+            if kh != kw:
+                raise ValueError(f"the authors' code has no name for a {kh}x{kw} kernel: square kernels only")
+            yield from conv_norm_entries(branch, f"{official}repconv{kh}", f"{ours}local_perceptron.branches.{key}")
