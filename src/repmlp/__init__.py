@@ -1,19 +1,28 @@
-"""RepMLP: fully-connected layers for image recognition, trained with convolutions, deployed without."""
+"""RepMLP: fully-connected layers for image recognition, trained with convolutions, deployed without.
+
+Importing the package registers its networks in timm: ``timm.create_model("repmlp_cifar")``.
+"""
 
 from . import functional, layers, models, official
+from .checkpoint import load_model, save_model
+from .complexity import Complexity, complexity
 from .equivalence import EquivalenceReport, verify
 from .layers import RepMLP
 from .reparam import is_reparameterized, reparameterize
 
 __version__ = "0.1.0"
 __all__ = [
+    "Complexity",
     "EquivalenceReport",
     "RepMLP",
+    "complexity",
     "functional",
     "is_reparameterized",
     "layers",
+    "load_model",
     "models",
     "official",
     "reparameterize",
+    "save_model",
     "verify",
 ]

@@ -1,5 +1,74 @@
-"""The command `repmlp`. A package beside `repmlp`, since importing that imports PyTorch, which takes seconds."""
+"""The command `repmlp`: flags and YAML files to settings, settings to the library.
+
+A package beside `repmlp`, since importing that imports PyTorch, which takes seconds: here PyTorch is
+imported only once the arguments are known to be right.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from itertools import zip_longest
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from repmlp_settings import COMMANDS
 
 
-def main() -> None:
-    raise SystemExit("not yet")
+def build_parser(only: str | None = None) -> ArgumentParser:
+    """The parser of all commands; the flags of ``only`` one of them, if given (the others take time)."""
+    parser = ArgumentParser(
+        prog="repmlp",
+        version=f"repmlp {version('repmlp')}",
+        description="RepMLP: train with convolutions, deploy three fully-connected layers with the same outputs.",
+    )
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, settings in COMMANDS.items():
+        summary = (settings.__doc__ or "").partition("\n")[0]
+        command = ArgumentParser()
+        if only in (None, name):
+            command.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags override it.")
+            command.add_class_arguments(settings, as_positional=True, skip={"images"} if name == "predict" else None)
+            if name == "predict":  # many files, not one list
+                command.add_argument("images", nargs="+", type=str, help="Image files.")
+        commands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only = next((word for word in argv if word in COMMANDS), "")
+    args = build_parser(only).parse_args(_spell(argv, only))
+    values = args[args.command]
+    values.pop("config", None)
+    settings = COMMANDS[args.command](**{key: _plain(value) for key, value in vars(values).items()})
+    command = importlib.import_module(f"repmlp_cli.{args.command}")
+    try:
+        return command.run(settings)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _spell(argv: Sequence[str], command: str) -> list[str]:
+    """Let a user write --data-root for --data_root, and --overwrite for --overwrite=true."""
+    switches = {field.name for field in fields(COMMANDS[command]) if field.type is bool} if command else set()
+    words = []
+    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+            if name[2:] in switches and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+        words.append(f"{name}{equals}{value}")
+    return words
+
+
+def _plain(value):
+    """Nested settings as a dict."""
+    return value.as_dict() if isinstance(value, Namespace) else value

@@ -1,0 +1,47 @@
+"""Parameters and multiply-adds of a model, as the papers count them."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .equivalence import example_inputs
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """``macs`` are multiply-adds of convs and matrix products for one image (the papers write FLOPs for them)."""
+
+    params: int
+    macs: int
+
+    def __str__(self) -> str:
+        return f"{self.params / 1e6:.2f}M params, {self.macs / 1e6:.1f}M MACs"
+
+
+@torch.no_grad()
+def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Complexity:
+    """Count on a copy without memory: nothing is computed, and ``model`` is not changed.
+
+    Args:
+        model: any module.
+        input_size: (C, H, W); by default what the model states.
+    """
+    ghost = copy.deepcopy(model).to("meta").eval()
+    x = example_inputs(model, batch_size=1) if input_size is None else torch.empty(1, *input_size)
+    with FlopCounterMode(display=False) as counter:
+        ghost(x.to("meta", next(ghost.parameters()).dtype))
+    return Complexity(
+        params=sum(parameter.numel() for parameter in model.parameters()), macs=counter.get_total_flops() // 2
+    )
+
+
+def layer_kinds(model: nn.Module) -> dict[str, int]:
+    """How many layers with weights of each kind a model has: ``{"Conv2d": 7, "Linear": 9, ...}``."""
+    kinds: dict[str, int] = {}
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + 1
+    return kinds

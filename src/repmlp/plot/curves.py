@@ -1,0 +1,32 @@
+"""The training curves of a run."""
+
+import csv
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+TRAIN, VAL = "#4477aa", "#cc6677"
+
+
+def plot_curves(metrics: Path, image: Path) -> Path:
+    """Draw loss and accuracy over the epochs of a metrics.csv into an image file; returns its path."""
+    with metrics.open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, quantity, unit in ((left, "loss", 1), (right, "accuracy", 100)):
+        for part, color in (("train", TRAIN), ("val", VAL)):
+            values = [row[f"{part}_{quantity}"] * unit for row in rows]
+            if not all(math.isnan(value) for value in values):
+                name = {"train": "training images (augmented)", "val": "held-out images"}[part]
+                axes.plot(epochs, values, color=color, marker="." if len(epochs) < 60 else "", label=name)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set(ylabel="cross-entropy loss", yscale="log")
+    right.set(ylabel="top-1 accuracy, %")
+    right.legend(frameon=False, loc="lower right")
+    figure.savefig(image, dpi=150)
+    return image

@@ -1,0 +1,54 @@
+"""How the commands speak: tables, progress, reports."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from repmlp.equivalence import EquivalenceReport
+from repmlp.training import Epoch, Step
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others numbers."""
+    view = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(header):
+        view.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        view.add_row(*row)
+    console.print(view)
+
+
+def print_report(report: EquivalenceReport) -> None:
+    header = ("block", "max abs", "relative", "max abs (float64)", "relative (float64)")
+    table(f"Errors in {report.dtype}, and with the same weights in float64", header, list(report.rows()))
+    console.print(f"[bold {'green' if report else 'red'}]{report.verdict()}[/]")
+
+
+class TrainingProgress:
+    """A bar with loss, accuracy and time left; ten lines in all, of loss and accuracy after an epoch."""
+
+    def __init__(self, progress: Progress, epochs: int) -> None:
+        self.progress, self.epochs = progress, epochs
+        self.task = progress.add_task("", total=None, state="starting")
+
+    def on_step(self, step: Step) -> None:
+        state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
+        self.progress.update(self.task, completed=step.step, total=step.steps, state=state)
+
+    def on_epoch(self, row: Epoch) -> None:
+        if row.epoch % max(1, self.epochs // 10) == 0 or row.epoch == self.epochs:
+            self.progress.console.print(
+                f"epoch {row.epoch:3d}  train {row.train_loss:.4f} {row.train_accuracy:7.2%}   "
+                f"held-out {row.val_loss:.4f} {row.val_accuracy:7.2%}   {row.seconds:.1f} s"
+            )
+
+
+@contextmanager
+def training_progress(epochs: int) -> Iterator[TrainingProgress]:
+    columns = (TextColumn("{task.fields[state]}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+        yield TrainingProgress(progress, epochs)

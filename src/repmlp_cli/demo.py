@@ -1,0 +1,87 @@
+"""`repmlp demo`: the whole idea in two minutes."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from repmlp import complexity, load_model, reparameterize, save_model, verify
+from repmlp.data import load_data
+from repmlp.deploy import time_interleaved
+from repmlp.plot import plot_fc3
+from repmlp.training import build_test_loader, evaluate
+from repmlp_settings import Demo, Train
+
+from .console import console, print_report, table
+from .train import train
+
+
+def run(settings: Demo) -> int:
+    output = Path(settings.output)
+    console.print("[bold]1. Train[/] the pure MLP (no conv larger than 1x1 once deployed) on handwritten digits")
+    train(training_settings(settings))
+    model = load_model(output)
+
+    console.print("\n[bold]2. Convert[/]: merge every conv and batch norm into the FCs of its block")
+    deploy = reparameterize(model)
+
+    console.print("\n[bold]3. Verify[/] on held-out images that nothing changed")
+    loader = build_test_loader(model, load_data("digits"), batch_size=128)
+    images = torch.cat([x for x, _ in loader])
+    report = verify(model, deploy, images)
+    print_report(report)
+    if not report:
+        return 1
+    save_model(deploy, output / "deploy")
+    plot_fc3(model, output / "fc3.png")
+
+    console.print("\n[bold]4. Compare[/]")
+    compare({"training form": model, "deploy form": deploy}, images, loader, report)
+    console.print(f"\nwrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
+    console.print(f"try: repmlp info {output}; repmlp eval {output}/deploy digits")
+    return 0
+
+
+def training_settings(settings: Demo) -> Train:
+    """What recipes/digits.yaml says too."""
+    return Train(
+        output=settings.output,
+        model="repmlp_cifar",
+        model_args={"channels": [16, 32]},
+        data="digits",
+        img_size=16,
+        crop_padding=1,
+        hflip=0.0,
+        epochs=settings.epochs,
+        batch_size=64,
+        lr=0.1,
+        seed=settings.seed,
+        overwrite=settings.overwrite or settings.output == Demo().output,
+    )
+
+
+def compare(forms, images, loader, report) -> None:
+    """The table that a person came for."""
+    batch, accelerator = images[:128], Accelerator(cpu=True)
+    with torch.inference_mode():
+        times = time_interleaved({name: (lambda m=m: m(batch)) for name, m in forms.items()})
+    scores = [evaluate(model, loader, accelerator) for model in forms.values()]
+    counts = [complexity(model) for model in forms.values()]
+    error = report.network.native
+    rows = [
+        ["test accuracy", *(f"{score.accuracy:.2%} ({score.correct}/{score.images})" for score in scores)],
+        ["same predictions", "", f"{report.agree} of {report.images}"],
+        ["max error of a logit", "", f"{error.maximum:.1e} (relative {error.relative:.1e})"],
+        ["parameters", *(f"{count.params:,}" for count in counts)],
+        ["MACs per image", *(f"{count.macs:,}" for count in counts)],
+        [
+            f"ms per batch of {len(batch)}",
+            *(f"{time.median * 1e3:.1f} ({time.fastest * 1e3:.1f}..{time.slowest * 1e3:.1f})" for time in times.values()),
+        ],
+    ]
+    a, b = times.values()
+    table(
+        f"The same network twice (PyTorch {torch.__version__}, CPU, {torch.get_num_threads()} threads)",
+        ["", *forms],
+        rows,
+    )
+    console.print(f"the deploy form is [bold]{a.median / b.median:.1f} times[/] as fast, with the same predictions")

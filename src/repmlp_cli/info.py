@@ -1,0 +1,40 @@
+"""`repmlp info`"""
+
+from pathlib import Path
+
+import timm
+from repmlp import complexity, is_reparameterized, load_model, reparameterize
+from repmlp.checkpoint import check_architecture
+from repmlp.complexity import layer_kinds
+from repmlp.reparam import convertible_modules
+from repmlp_settings import Info
+from torch import nn
+
+from .console import console, table
+
+
+def run(settings: Info) -> int:
+    model = open_model(settings)
+    if next(convertible_modules(model), None) is None:
+        forms = {"as it is (nothing to convert)": model}
+    elif is_reparameterized(model):
+        forms = {"deploy form": model}
+    else:
+        forms = {"training form": model, "deploy form": reparameterize(model)}
+    kinds = {form: layer_kinds(m) for form, m in forms.items()}
+    names = list(dict.fromkeys(name for counts in kinds.values() for name in counts))
+    counts = {form: complexity(m) for form, m in forms.items()}
+    rows = [[f"{name} layers", *(str(kinds[form].get(name, 0)) for form in forms)] for name in names]
+    rows.append(["parameters", *(f"{c.params:,}" for c in counts.values())])
+    rows.append(["MACs per image", *(f"{c.macs:,}" for c in counts.values())])
+    size = "x".join(str(n) for n in timm.models.get_model_input_config(model)["input_size"])
+    table(f"{settings.model}, {size} images, {model.num_classes} classes", ["", *forms], rows)
+    return 0
+
+
+def open_model(settings: Info) -> nn.Module:
+    """A model folder if there is one of that name, else a new network."""
+    if Path(settings.model).exists() or "/" in settings.model:
+        return load_model(settings.model)
+    check_architecture(settings.model)
+    return timm.create_model(settings.model, **settings.model_args)

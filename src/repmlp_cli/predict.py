@@ -1,0 +1,25 @@
+"""`repmlp predict`"""
+
+import torch
+from repmlp import load_model
+from repmlp.data import eval_transform, open_image
+from repmlp_settings import Predict
+from timm.data import resolve_data_config
+
+from .console import table
+
+
+def run(settings: Predict) -> int:
+    model = load_model(settings.model)
+    names = model.pretrained_cfg.get("label_names") or [str(i) for i in range(model.num_classes)]
+    transform = eval_transform(resolve_data_config(model=model))
+    images = [transform(open_image(path)) for path in settings.images]
+    with torch.no_grad():
+        probabilities = model(torch.stack(images)).softmax(1)
+    values, classes = probabilities.topk(min(settings.top, model.num_classes))
+    rows = [
+        [path, *(f"{names[c]}  {p:.1%}" for p, c in zip(ps.tolist(), cs.tolist(), strict=True))]
+        for path, ps, cs in zip(settings.images, values, classes, strict=True)
+    ]
+    table("Predictions", ["image", *(f"{i + 1}." for i in range(values.shape[1]))], rows)
+    return 0

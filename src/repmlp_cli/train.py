@@ -1,0 +1,27 @@
+"""`repmlp train`"""
+
+from repmlp.plot import plot_curves
+from repmlp.training import Run
+from repmlp.training import train as run_training
+from repmlp_settings import Train
+
+from .console import console, training_progress
+
+
+def run(settings: Train) -> int:
+    done = train(settings)
+    console.print(f"wrote {done.folder}; next: repmlp convert {done.folder}")
+    return 0
+
+
+def train(settings: Train) -> Run:
+    """Train with a progress bar, and draw the curves."""
+    with training_progress(settings.epochs) as progress:
+        done = run_training(settings, progress.on_step, progress.on_epoch)
+    plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
+    test = done.test
+    console.print(
+        f"best epoch {done.epoch}: {test.correct} of {test.images} test images are right, "
+        f"[bold]{test.accuracy:.2%}[/] (loss {test.loss:.4f})"
+    )
+    return done
