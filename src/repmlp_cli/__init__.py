@@ -5,6 +5,7 @@ imported only once the arguments are known to be right.
 """
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -29,9 +30,11 @@ def build_parser(only: str | None = None) -> ArgumentParser:
         command = ArgumentParser()
         if only in (None, name):
             command.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags override it.")
-            command.add_class_arguments(settings, as_positional=True, skip={"images"} if name == "predict" else None)
-            if name == "predict":  # many files, not one list
-                command.add_argument("images", nargs="+", type=str, help="Image files.")
+            special = {field.name: field for field in fields(settings) if "nargs" in field.metadata}
+            command.add_class_arguments(settings, as_positional=True, skip=set(special))
+            for argument, field in special.items():  # positional too, but optional or many
+                text = re.search(rf"^ +{argument}: (.*)$", settings.__doc__ or "", re.MULTILINE)
+                command.add_argument(argument, nargs=field.metadata["nargs"], type=str, help=text and text[1])
         commands.add_subcommand(name, command, help=summary)
     return parser
 

@@ -3,13 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from repmlp.equivalence import EquivalenceReport
-from repmlp.training import Epoch, Step
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=False)
+from repmlp.equivalence import EquivalenceReport
+from repmlp.training import Epoch, Step
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line; a terminal may wrap it, a file gets it whole."""
+    console.print(text, soft_wrap=True)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -25,7 +31,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 def print_report(report: EquivalenceReport) -> None:
     header = ("block", "max abs", "relative", "max abs (float64)", "relative (float64)")
     table(f"Errors in {report.dtype}, and with the same weights in float64", header, list(report.rows()))
-    console.print(f"[bold {'green' if report else 'red'}]{report.verdict()}[/]")
+    say(f"[bold {'green' if report else 'red'}]{report.verdict()}[/]")
 
 
 class TrainingProgress:
@@ -50,5 +56,7 @@ class TrainingProgress:
 @contextmanager
 def training_progress(epochs: int) -> Iterator[TrainingProgress]:
     columns = (TextColumn("{task.fields[state]}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
+    ) as progress:
         yield TrainingProgress(progress, epochs)

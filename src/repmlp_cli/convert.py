@@ -6,7 +6,7 @@ from repmlp import complexity, is_reparameterized, load_model, reparameterize, s
 from repmlp.checkpoint import CONFIG, check_free
 from repmlp_settings import Convert
 
-from .console import console, print_report
+from .console import print_report, say
 
 
 def run(settings: Convert) -> int:
@@ -14,16 +14,16 @@ def run(settings: Convert) -> int:
     check_free(output, CONFIG, settings.overwrite)
     model = load_model(settings.model)
     if is_reparameterized(model):
-        console.print(f"{settings.model} is in deploy form already: nothing to convert, nothing written")
+        say(f"{settings.model} is in deploy form already: nothing to convert, nothing written")
         return 0
     deploy = reparameterize(model)
     report = verify(model, deploy, tolerance=settings.tolerance)
     print_report(report)
     if not report:
-        console.print("[red]the forms differ: nothing written[/]")
+        say("[red]the forms differ: nothing written[/]")
         return 1
     save_model(deploy, output, overwrite=settings.overwrite)
-    console.print(f"{complexity(model)}  ->  {complexity(deploy)}\nwrote {output}")
+    say(f"{complexity(model)}  ->  {complexity(deploy)}\nwrote {output}")
     return 0
 
 

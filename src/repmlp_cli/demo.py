@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
 from repmlp import complexity, load_model, reparameterize, save_model, verify
 from repmlp.data import load_data
 from repmlp.deploy import time_interleaved
@@ -11,20 +12,20 @@ from repmlp.plot import plot_fc3
 from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Demo, Train
 
-from .console import console, print_report, table
+from .console import print_report, say, table
 from .train import train
 
 
 def run(settings: Demo) -> int:
     output = Path(settings.output)
-    console.print("[bold]1. Train[/] the pure MLP (no conv larger than 1x1 once deployed) on handwritten digits")
+    say("[bold]1. Train[/] the pure MLP (no conv larger than 1x1 once deployed) on handwritten digits")
     train(training_settings(settings))
     model = load_model(output)
 
-    console.print("\n[bold]2. Convert[/]: merge every conv and batch norm into the FCs of its block")
+    say("\n[bold]2. Convert[/]: merge every conv and batch norm into the FCs of its block")
     deploy = reparameterize(model)
 
-    console.print("\n[bold]3. Verify[/] on held-out images that nothing changed")
+    say("\n[bold]3. Verify[/] on held-out images that nothing changed")
     loader = build_test_loader(model, load_data("digits"), batch_size=128)
     images = torch.cat([x for x, _ in loader])
     report = verify(model, deploy, images)
@@ -34,10 +35,10 @@ def run(settings: Demo) -> int:
     save_model(deploy, output / "deploy")
     plot_fc3(model, output / "fc3.png")
 
-    console.print("\n[bold]4. Compare[/]")
+    say("\n[bold]4. Compare[/]")
     compare({"training form": model, "deploy form": deploy}, images, loader, report)
-    console.print(f"\nwrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
-    console.print(f"try: repmlp info {output}; repmlp eval {output}/deploy digits")
+    say(f"\nwrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
+    say(f"try: repmlp info {output}; repmlp eval {output}/deploy digits")
     return 0
 
 
@@ -75,7 +76,10 @@ def compare(forms, images, loader, report) -> None:
         ["MACs per image", *(f"{count.macs:,}" for count in counts)],
         [
             f"ms per batch of {len(batch)}",
-            *(f"{time.median * 1e3:.1f} ({time.fastest * 1e3:.1f}..{time.slowest * 1e3:.1f})" for time in times.values()),
+            *(
+                f"{time.median * 1e3:.1f} ({time.fastest * 1e3:.1f}..{time.slowest * 1e3:.1f})"
+                for time in times.values()
+            ),
         ],
     ]
     a, b = times.values()
@@ -84,4 +88,4 @@ def compare(forms, images, loader, report) -> None:
         ["", *forms],
         rows,
     )
-    console.print(f"the deploy form is [bold]{a.median / b.median:.1f} times[/] as fast, with the same predictions")
+    say(f"the deploy form is [bold]{a.median / b.median:.1f} times[/] as fast, with the same predictions")

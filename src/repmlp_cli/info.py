@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import timm
+from torch import nn
+
 from repmlp import complexity, is_reparameterized, load_model, reparameterize
 from repmlp.checkpoint import check_architecture
 from repmlp.complexity import layer_kinds
 from repmlp.reparam import convertible_modules
 from repmlp_settings import Info
-from torch import nn
 
-from .console import console, table
+from .console import table
 
 
 def run(settings: Info) -> int:

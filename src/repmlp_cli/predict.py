@@ -1,10 +1,11 @@
 """`repmlp predict`"""
 
 import torch
+from timm.data import resolve_data_config
+
 from repmlp import load_model
 from repmlp.data import eval_transform, open_image
 from repmlp_settings import Predict
-from timm.data import resolve_data_config
 
 from .console import table
 

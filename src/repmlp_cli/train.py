@@ -5,12 +5,12 @@ from repmlp.training import Run
 from repmlp.training import train as run_training
 from repmlp_settings import Train
 
-from .console import console, training_progress
+from .console import say, training_progress
 
 
 def run(settings: Train) -> int:
     done = train(settings)
-    console.print(f"wrote {done.folder}; next: repmlp convert {done.folder}")
+    say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 
 
@@ -20,7 +20,7 @@ def train(settings: Train) -> Run:
         done = run_training(settings, progress.on_step, progress.on_epoch)
     plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
     test = done.test
-    console.print(
+    say(
         f"best epoch {done.epoch}: {test.correct} of {test.images} test images are right, "
         f"[bold]{test.accuracy:.2%}[/] (loss {test.loss:.4f})"
     )

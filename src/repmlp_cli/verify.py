@@ -5,13 +5,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.data import load_data
 from repmlp.equivalence import example_inputs
 from repmlp.training import build_test_loader
 from repmlp_settings import Verify
 
-from .console import console, print_report
+from .console import print_report, say
 
 
 def run(settings: Verify) -> int:
@@ -28,5 +29,5 @@ def run(settings: Verify) -> int:
     print_report(report)
     if settings.json:
         Path(settings.json).write_text(json.dumps(report.to_dict(), indent=2))
-        console.print(f"wrote {settings.json}")
+        say(f"wrote {settings.json}")
     return 0 if report else 1

@@ -1,7 +1,7 @@
 """What can be set: one frozen dataclass per command. Field names are flags and YAML keys; docs are the help.
 
 Imports nothing but the standard library: so `repmlp -h` answers before PyTorch is imported, and both
-the library and the command may look here. A field without a default is a positional argument.
+the library and the command may look here. A field without a default, or with `nargs`, is a positional argument.
 """
 
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Convert:
     """
 
     model: str
-    output: str | None = None
+    output: str | None = field(default=None, metadata={"nargs": "?"})
     tolerance: float | None = None
     overwrite: bool = False
 
@@ -97,7 +97,7 @@ class Verify:
     """
 
     a: str
-    b: str | None = None
+    b: str | None = field(default=None, metadata={"nargs": "?"})
     images: int = 64
     data: str | None = None
     data_root: str | None = None
@@ -135,7 +135,7 @@ class Predict:
     """
 
     model: str
-    images: list[str]
+    images: list[str] = field(metadata={"nargs": "+"})
     top: int = 3
 
 

@@ -55,11 +55,19 @@ def plot_fc3(model: nn.Module, image: Path) -> Path:
         pixel = (h // 2, w // 2)
         before, _ = block.partition_perceptron.equivalent_fc3()  # FC3 and its BN only
         after, _ = block.equivalent_fc3()
-        maps = [weights_around(weight, block, pixel).float().cpu() for weight in (before, after)]
-        top = max(values.max().item() for values in maps)
+        maps = [weights_around(weight, block, pixel).float().cpu().numpy() for weight in (before, after)]
+        top = max(values.max() for values in maps)
         for axes, values, title in zip(row, maps, ("before the merge: FC3", "after: FC3 + convs"), strict=True):
             picture = axes.imshow(values, cmap="magma", vmin=0, vmax=top)
-            axes.plot(pixel[1], pixel[0], marker="s", markersize=150 / max(h, w), fillstyle="none", color="cyan", markeredgewidth=1.5)
+            axes.plot(
+                pixel[1],
+                pixel[0],
+                marker="s",
+                markersize=150 / max(h, w),
+                fillstyle="none",
+                color="cyan",
+                markeredgewidth=1.5,
+            )
             axes.set(title=f"block {name}, {title}", xticks=range(w), yticks=range(h))
             axes.title.set_fontsize(9)
             axes.tick_params(labelsize=7)

@@ -127,7 +127,7 @@ def train(
             on_step(Step(epoch, step, steps, loss_sum / seen, correct / seen))
         if not math.isfinite(loss_sum):
             raise FloatingPointError(
-                f"the loss became {loss_sum} in epoch {epoch}: lower --lr (it is {settings.lr}) or add --warmup_epochs; "
+                f"the loss became {loss_sum} in epoch {epoch}: lower --lr ({settings.lr}) or add --warmup_epochs; "
                 f"the best model so far is kept in {folder / 'model'}"
             )
         val = evaluate(model, val_loader, accelerator) if len(val_loader) else None
@@ -213,4 +213,3 @@ def build_test_loader(model: nn.Module, data: ImageData, batch_size: int, worker
             f"evaluate on the data that the model was trained for"
         )
     return DataLoader(Transformed(data.test, eval_transform(config)), batch_size, num_workers=workers)
-

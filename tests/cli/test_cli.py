@@ -1,0 +1,207 @@
+"""The commands, as a user types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import repmlp
+from repmlp.data import load_data
+from repmlp_cli import build_parser, main
+from repmlp_cli.demo import training_settings
+from repmlp_settings import COMMANDS, Demo, Train
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+TINY = [
+    "--img-size=8",
+    "--model_args.channels=[4,8]",
+    "--model_args.partition_size=4",
+    "--model_args.kernel_sizes=[1,3]",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", str(folder), "--epochs=2", "--hflip=0", "--lr=0.1", *TINY]) == 0
+    return folder
+
+
+def loads_torch(statement: str) -> bool:
+    code = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    return bool(subprocess.run([sys.executable, "-c", code], capture_output=True).returncode)
+
+
+def test_help_is_answered_without_importing_torch():
+    assert not loads_torch("import repmlp_cli; repmlp_cli.build_parser()")
+    assert loads_torch("import repmlp_cli.info")  # the check can fail
+
+
+def test_every_command_has_help(capsys):
+    for command, settings in COMMANDS.items():
+        with pytest.raises(SystemExit) as stop:
+            main([command, "-h"])
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        for name in settings.__dataclass_fields__:
+            assert name in shown
+            assert f"{name}:" in settings.__doc__  # documented in the docstring
+
+
+def test_a_command_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["tarin"])
+    assert stop.value.code == 2
+    assert "train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read(recipe):
+    args = build_parser("train").parse_args(["train", "--config", str(recipe), "out"])
+    values = yaml.safe_load(recipe.read_text())
+    assert all(args.train[key] == value for key, value in values.items() if key != "model_args")
+
+
+def test_the_demo_is_the_digits_recipe():
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "digits.yaml").read_text())
+    assert training_settings(Demo()) == Train(output="runs/demo", overwrite=True, **recipe)
+
+
+def test_flags_override_the_recipe(tmp_path, run):
+    config = tmp_path / "r.yaml"
+    config.write_text("model_args: {channels: [4], partition_size: 4, kernel_sizes: [3]}\nimg_size: 8\nepochs: 7\n")
+    assert main(["train", "--config", str(config), str(tmp_path / "r"), "--epochs", "1", "--batch-size=512"]) == 0
+    used = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert (used["epochs"], used["img_size"], used["batch_size"]) == (1, 8, 512)
+
+
+def test_train_says_what_it_reached_and_draws_curves(run):
+    assert matplotlib.image.imread(run / "curves.png").shape[2] == 4
+
+
+def test_convert_proves_and_writes(run, tmp_path, capsys):
+    assert main(["convert", str(run), str(tmp_path / "deploy")]) == 0
+    shown = capsys.readouterr().out
+    assert "equal within a relative error of 1e-04 (float32)" in shown
+    assert "stages.0.2" in shown
+    deploy = repmlp.load_model(tmp_path / "deploy")
+    assert repmlp.is_reparameterized(deploy)
+    assert repmlp.verify(repmlp.load_model(run), deploy)
+
+    assert main(["convert", str(tmp_path / "deploy"), str(tmp_path / "again")]) == 0
+    assert "in deploy form already" in capsys.readouterr().out
+    assert not (tmp_path / "again").exists()
+
+
+def test_convert_writes_into_the_run_folder_by_default_and_does_not_overwrite(run, capsys):
+    assert main(["convert", str(run)]) == 0
+    assert repmlp.is_reparameterized(repmlp.load_model(run / "deploy"))
+    assert main(["convert", str(run)]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert main(["convert", str(run), "--overwrite"]) == 0
+
+
+def test_convert_writes_nothing_if_the_forms_differ(run, tmp_path, capsys, monkeypatch):
+    def wrong(model):
+        deploy = repmlp.reparameterize(model)
+        with torch.no_grad():
+            deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
+        return deploy
+
+    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong)
+    assert main(["convert", str(run), str(tmp_path / "deploy")]) == 1
+    assert "the forms differ: nothing written" in capsys.readouterr().out
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_verify(run, tmp_path, capsys):
+    main(["convert", str(run), str(tmp_path / "deploy")])
+    report = tmp_path / "report.json"
+    arguments = [str(run), str(tmp_path / "deploy"), "--data", "digits", "--images", "50", "--json", str(report)]
+    assert main(["verify", *arguments]) == 0
+    assert "50 of 50 top-1 predictions agree" in capsys.readouterr().out
+    assert json.loads(report.read_text())["equal"] is True
+    assert main(["verify", str(run)]) == 0  # against a conversion in memory
+    assert main(["verify", str(run), "--tolerance", "1e-12"]) == 1
+    assert "NOT EQUAL" in capsys.readouterr().out
+
+
+def test_eval_gives_the_accuracy_of_training_in_both_forms(run, tmp_path, capsys):
+    main(["convert", str(run), str(tmp_path / "deploy")])
+    correct = json.loads((run / "test.json").read_text())["correct"]
+    capsys.readouterr()
+    for model, form in ((run, "training form"), (tmp_path / "deploy", "deploy form")):
+        assert main(["eval", str(model), "digits"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"{correct} of 360 right" in shown
+        assert form in shown
+
+
+def test_predict_names_labels(run, tmp_path, capsys):
+    image, _ = load_data("digits").test[0]
+    image.save(tmp_path / "digit.png")
+    Image.new("RGB", (30, 20)).save(tmp_path / "black.jpg")
+    assert main(["predict", str(run), str(tmp_path / "digit.png"), str(tmp_path / "black.jpg"), "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("%") == 4
+
+
+def test_predict_with_a_file_that_is_no_image(run, tmp_path, capsys):
+    (tmp_path / "x.png").write_text("hello")
+    assert main(["predict", str(run), str(tmp_path / "x.png")]) == 2
+    assert "is not an image that can be read" in capsys.readouterr().err
+
+
+def test_info_counts_both_forms(run, capsys):
+    assert main(["info", "repmlp_cifar"]) == 0
+    shown = capsys.readouterr().out
+    assert "118,866,560" in shown
+    assert "52,806,272" in shown
+    assert "GroupedLinear" in shown
+    assert main(["info", str(run)]) == 0
+    assert main(["info", "resnet18"]) == 0
+    assert "nothing to convert" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "repmlp_cifer"], "did you mean repmlp_cifar"),
+        (["convert", "nowhere"], "there is no model folder nowhere"),
+        (["train", "out", "--data", "mnist"], "unknown data set 'mnist'"),
+        (["train", "out", "--model", "nothing"], "unknown model 'nothing'"),
+        (["eval", "nowhere", "digits"], "there is no model folder"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_convert(tmp_path, capsys):
+    import timm
+
+    repmlp.save_model(timm.create_model("test_resnet"), tmp_path / "m")
+    assert main(["convert", str(tmp_path / "m")]) == 2
+    assert "nothing to convert" in capsys.readouterr().err
+
+
+def test_the_demo_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--epochs", "1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "360 of 360" in shown
+    assert "times as fast" in shown
+    made = sorted(path.name for path in Path("runs/demo").iterdir())
+    assert made == ["config.yaml", "curves.png", "deploy", "fc3.png", "metrics.csv", "model", "test.json"]
+    assert main(["demo", "--epochs", "1"]) == 0  # its own folder is its own to replace
