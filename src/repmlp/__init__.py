@@ -9,12 +9,14 @@ from .complexity import Complexity, complexity
 from .equivalence import EquivalenceReport, verify
 from .layers import RepMLP
 from .reparam import is_reparameterized, reparameterize
+from .resize import Resized, resize
 
 __version__ = "0.1.0"
 __all__ = [
     "Complexity",
     "EquivalenceReport",
     "RepMLP",
+    "Resized",
     "complexity",
     "functional",
     "is_reparameterized",
@@ -23,6 +25,7 @@ __all__ = [
     "models",
     "official",
     "reparameterize",
+    "resize",
     "save_model",
     "verify",
 ]

@@ -4,5 +4,16 @@ from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
 from .repmlp import RepMLP
+from .repmlp_v2 import GlobalPerceptronV2, PartitionPerceptronV2, RepMLPv2
 
-__all__ = ["ConvNorm", "GlobalPerceptron", "GroupedLinear", "LocalPerceptron", "PartitionPerceptron", "RepMLP"]
+__all__ = [
+    "ConvNorm",
+    "GlobalPerceptron",
+    "GlobalPerceptronV2",
+    "GroupedLinear",
+    "LocalPerceptron",
+    "PartitionPerceptron",
+    "PartitionPerceptronV2",
+    "RepMLP",
+    "RepMLPv2",
+]

@@ -1,5 +1,7 @@
 """A conv and the batch norm after it: one conv with a bias once deployed."""
 
+from typing import Any
+
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -10,14 +12,16 @@ from ..functional import fold_norm_after, norm_scale_shift
 class ConvNorm(nn.Module):
     """``BN(conv(x))``; in deploy form one conv with bias that computes the same.
 
-    The conv keeps the size of its map where ``stride`` is 1, and has no bias while it is followed by BN.
+    The conv has no bias while it is followed by BN.
 
     Args:
         in_channels, out_channels: C, O.
-        kernel_size: odd, an int or (kh, kw).
+        kernel_size: an int or (kh, kw).
         stride: of the conv.
         groups: g of the conv; divides C and O.
         deploy: build the deploy form.
+        padding: of the conv; by default dilation*(kh//2, kw//2): an odd kernel of stride 1 keeps the size of its map.
+        dilation: of the conv.
 
     Shape: (N, C, H, W) -> (N, O, H/stride, W/stride).
     """
@@ -30,15 +34,17 @@ class ConvNorm(nn.Module):
         stride: int = 1,
         groups: int = 1,
         deploy: bool = False,
+        padding: int | tuple[int, int] | None = None,
+        dilation: int = 1,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         kh, kw = to_2tuple(kernel_size)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, (kh, kw), stride, (kh // 2, kw // 2), groups=groups, bias=deploy, **dd
-        )
+        if padding is None:
+            padding = (dilation * (kh // 2), dilation * (kw // 2))
+        self.conv = nn.Conv2d(in_channels, out_channels, (kh, kw), stride, padding, dilation, groups, bias=deploy, **dd)
         self.bn = nn.Identity() if deploy else nn.BatchNorm2d(out_channels, **dd)
         self.deploy = deploy
 
@@ -60,8 +66,17 @@ class ConvNorm(nn.Module):
         """Change to deploy form, in place. Does nothing if that is the form already."""
         if self.deploy:
             return
-        kernel, bias = self.equivalent_conv()
-        self.conv.weight.copy_(kernel)
-        self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
-        self.bn = nn.Identity()
+        self.bn = fold_norm_(self.conv, self.bn)
         self.deploy = True
+
+
+@torch.no_grad()
+def fold_norm_(conv: nn.Conv2d, norm: Any) -> nn.Identity:
+    """Fold a batch norm into the conv before it, in place; returns what is to stand in the norm's place.
+
+    Also for pairs that do not live in a :class:`ConvNorm`. Rounded once, to the conv's dtype.
+    """
+    kernel, bias = fold_norm_after(conv.weight, conv.bias, *norm_scale_shift(norm))
+    conv.weight.copy_(kernel)
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    return nn.Identity()

@@ -26,7 +26,7 @@ class GroupedLinear(nn.Module):
         self, in_features: int, out_features: int, groups: int = 1, bias: bool = True, device=None, dtype=None
     ) -> None:
         super().__init__()
-        if in_features % groups or out_features % groups:
+        if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(f"{groups} groups do not divide {in_features} input and {out_features} output features")
         dd = {"device": device, "dtype": dtype}
         self.in_features, self.out_features, self.groups = in_features, out_features, groups

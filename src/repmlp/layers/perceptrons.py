@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_after, fold_norm_before, norm_scale_shift, widen
+from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_before, norm_scale_shift, widen
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 
@@ -103,8 +103,8 @@ class LocalPerceptron(nn.Module):
         for kh, kw in sizes:
             if kh % 2 == 0 or kw % 2 == 0:
                 raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+        _check_groups(in_channels, out_channels, groups)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = (max(kh for kh, _ in sizes), max(kw for _, kw in sizes))
         if deploy:
             sizes = [self.kernel_size]
@@ -126,11 +126,12 @@ class LocalPerceptron(nn.Module):
 
         In float64 and differentiable while in training form; the parameters themselves in deploy form.
         """
-        kernels, biases = zip(*(branch.equivalent_conv() for branch in self.branches.values()), strict=True)
-        if len(kernels) == 1:
-            return kernels[0], biases[0]
+        convs = [branch.equivalent_conv() for branch in self.branches.values()]  # type: ignore[operator]
+        if len(convs) == 1:
+            return convs[0]
         kh, kw = self.kernel_size
-        return sum(_center(kernel, kh, kw) for kernel in kernels), sum(biases)
+        kernel = torch.stack([_center(kernel, kh, kw) for kernel, _ in convs]).sum(0)
+        return kernel, torch.stack([bias for _, bias in convs]).sum(0)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -140,22 +141,17 @@ class LocalPerceptron(nn.Module):
         """
         if self.deploy:
             return
-        kernel, bias = self.equivalent_conv()
-        conv = next(iter(self.branches.values())).conv
-        merged = ConvNorm(
-            conv.in_channels,
-            conv.out_channels,
-            self.kernel_size,
-            1,
-            conv.groups,
-            deploy=True,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-        merged.conv.weight.copy_(kernel)
-        merged.conv.bias.copy_(bias)
+        c, o, like = self.in_channels, self.out_channels, next(self.parameters())
+        merged = ConvNorm(c, o, self.kernel_size, 1, self.groups, deploy=True, device=like.device, dtype=like.dtype)
+        for parameter, value in zip(merged.equivalent_conv(), self.equivalent_conv(), strict=True):
+            parameter.copy_(value)
         self.branches = nn.ModuleDict({f"{self.kernel_size[0]}x{self.kernel_size[1]}": merged})
         self.deploy = True
+
+
+def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    if groups < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
 
 
 def _center(kernel: Tensor, kh: int, kw: int) -> Tensor:
@@ -189,8 +185,7 @@ class PartitionPerceptron(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+        _check_groups(in_channels, out_channels, groups)
         dd = {"device": device, "dtype": dtype}
         self.out_channels, self.partition_size, self.groups = out_channels, partition_size, groups
         hw = partition_size[0] * partition_size[1]
@@ -211,7 +206,7 @@ class PartitionPerceptron(nn.Module):
         if self.deploy:
             assert self.fc3.bias is not None
             return self.fc3.weight, self.fc3.bias
-        scale, shift = norm_scale_shift(self.bn)  # (O*h*w)
+        scale, shift = self._norm_scale_shift()
         weight = widen(self.fc3.weight) * scale.view(self.groups, -1, 1)
         if local is not None:
             kernel, bias = local.equivalent_conv()
@@ -227,22 +222,26 @@ class PartitionPerceptron(nn.Module):
         """
         if self.deploy:
             return
-        scale, shift = norm_scale_shift(self.bn)
+        scale, shift = self._norm_scale_shift()
         kernels: tuple[Tensor | None, ...] = (None,) * self.groups
         if local is not None:
             kernel, bias = local.equivalent_conv()
             kernels = widen(kernel).chunk(self.groups)  # g of (O/g, C/g, kh, kw)
             shift = shift + self._per_pixel(widen(bias))
         weight = self.fc3.weight
-        for group, row_scale, kernel in zip(weight, scale.chunk(self.groups), kernels, strict=True):
+        for group, row_scale, group_kernel in zip(weight, scale.chunk(self.groups), kernels, strict=True):
             merged = widen(group) * row_scale[:, None]  # (O/g*h*w, C/g*h*w)
-            if kernel is not None:
-                add_conv_to_linear_(merged[None], kernel, self.partition_size)
+            if group_kernel is not None:
+                add_conv_to_linear_(merged[None], group_kernel, self.partition_size)
             group.copy_(merged)
         self.fc3.bias = nn.Parameter(shift.to(weight.dtype))
         self.bn = nn.Identity()
         self.deploy = True
 
+    def _norm_scale_shift(self) -> tuple[Tensor, Tensor]:
+        """The affine map of the BN, (O*h*w) each."""
+        return norm_scale_shift(self.bn)
+
     def _per_pixel(self, bias: Tensor) -> Tensor:
-        """A conv's bias (O) is the same at every pixel: (O*h*w)."""
+        """What is the same at every pixel, as a conv's bias (O): (O*h*w)."""
         return bias.repeat_interleave(self.partition_size[0] * self.partition_size[1])

@@ -63,13 +63,7 @@ class RepMLP(nn.Module):
         dd = {"device": device, "dtype": dtype}
         (H, W), (h, w) = to_2tuple(feature_size), to_2tuple(partition_size)
         kernels = [to_2tuple(k) for k in kernel_sizes]
-        if min(H, W, h, w) < 1:
-            raise ValueError(f"feature size {H}x{W} and partition {h}x{w} must be positive")
-        if (H % h or W % w) and not pad:
-            raise ValueError(
-                f"feature size {H}x{W} is not a multiple of partition {h}x{w}: "
-                f"pass pad=True or a partition with h of {_divisors(H)} and w of {_divisors(W)}"
-            )
+        check_sizes((H, W), (h, w), pad)
         for kh, kw in kernels:
             if kh > h or kw > w:
                 raise ValueError(f"kernel {kh}x{kw} is larger than partition {h}x{w}: an FC on it cannot hold it")
@@ -89,7 +83,7 @@ class RepMLP(nn.Module):
             self.local_perceptron = None if deploy else local
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_input(x, self.in_channels, self.feature_size)
+        check_input(x, self.in_channels, self.feature_size)
         if self.pad:
             x = pad_to_multiple(x, self.partition_size)
         if self.global_perceptron is not None:
@@ -127,7 +121,20 @@ class RepMLP(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, feature={H}x{W}, partition={h}x{w}, deploy={self.deploy}"
 
 
-def _check_input(x: Tensor, channels: int, size: tuple[int, int]) -> None:
+def check_sizes(feature: tuple[int, int], partition: tuple[int, int], pad: bool) -> None:
+    """Raise ValueError if partitions do not fill a feature map."""
+    (H, W), (h, w) = feature, partition
+    if min(H, W, h, w) < 1:
+        raise ValueError(f"feature size {H}x{W} and partition {h}x{w} must be positive")
+    if (H % h or W % w) and not pad:
+        raise ValueError(
+            f"feature size {H}x{W} is not a multiple of partition {h}x{w}: "
+            f"pass pad=True or a partition with h of {_divisors(H)} and w of {_divisors(W)}"
+        )
+
+
+def check_input(x: Tensor, channels: int, size: tuple[int, int]) -> None:
+    """Raise ValueError if ``x`` is not (N, channels, *size)."""
     if x.dim() != 4 or x.shape[1] != channels or x.shape[2] != size[0] or x.shape[3] != size[1]:
         raise ValueError(
             f"RepMLP got an input of shape {list(x.shape)}, but was built for (N, {channels}, {size[0]}, {size[1]}): "
@@ -140,7 +147,7 @@ def _divisors(n: int) -> str:
 
 
 # Each reads the shape of its input, which symbolic tracing does not know: one node of a graph, not traced into.
-torch.fx.wrap("_check_input")
+torch.fx.wrap("check_input")
 torch.fx.wrap("pad_to_multiple")
 torch.fx.wrap("partition_map")
 torch.fx.wrap("unpartition_map")

@@ -16,17 +16,15 @@ from torch import Tensor, nn
 class StagedModel(nn.Module):
     """Stages, each ending in a feature map (N, C, H, W); a norm; a pooling classifier."""
 
-    stages: nn.Sequential
-    norm: nn.Module
-    head: ClassifierHead
-    feature_info: list[dict[str, Any]]
-
     def __init__(self, num_classes: int, in_chans: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.norm = nn.Identity()
         self.grad_checkpointing = False
+        # Typed here, since TorchScript cannot read such types in the class body.
+        self.feature_info: list[dict[str, Any]] = []
+        self.stages: nn.Sequential = nn.Sequential()
+        self.norm: nn.Module = nn.Identity()
 
     def _init_head(self, channels: int, global_pool: str, drop_rate: float, device=None, dtype=None) -> None:
         self.num_features = self.head_hidden_size = channels

@@ -22,12 +22,14 @@ The rows of the ablation are arguments of the one network:
 
 from collections.abc import Sequence
 
+import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..functional import pad_to_multiple, partition_map, unpartition_map
 from ..layers import ConvNorm, GlobalPerceptron, LocalPerceptron, RepMLP
+from ..layers.repmlp import check_input, check_sizes
 from ._staged import StagedModel
 
 
@@ -54,8 +56,10 @@ class Conv9ForFC3(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.feature_size, self.partition_size, self.pad = feature_size, partition_size, pad
-        padded = tuple(-(-s // p) * p for s, p in zip(feature_size, partition_size, strict=True))
+        check_sizes(feature_size, partition_size, pad)
+        self.channels, self.feature_size, self.partition_size, self.pad = channels, feature_size, partition_size, pad
+        (H, W), (h, w) = feature_size, partition_size
+        padded = (H + -H % h, W + -W % w)
         self.global_perceptron = (
             GlobalPerceptron(channels, padded, partition_size, global_reduction, deploy, **dd)
             if global_perceptron and padded != partition_size
@@ -64,10 +68,18 @@ class Conv9ForFC3(nn.Module):
         self.local_perceptron = LocalPerceptron(channels, channels, (*kernel_sizes, 9), groups, deploy, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.channels, self.feature_size)
         if self.pad:
             x = pad_to_multiple(x, self.partition_size)
         m = partition_map(self.global_perceptron(x), self.partition_size)  # (N*P, C, h, w)
         return unpartition_map(self.local_perceptron(m), self.feature_size)
+
+
+# As in layers/repmlp.py: nodes of a traced graph, not traced into.
+torch.fx.wrap("check_input")
+torch.fx.wrap("pad_to_multiple")
+torch.fx.wrap("partition_map")
+torch.fx.wrap("unpartition_map")
 
 
 class CifarNet(StagedModel):

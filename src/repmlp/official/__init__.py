@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..layers import RepMLP
-from .entries import Entry, block_entries
+from ..layers import RepMLP, RepMLPv2
+from ..models import RepMLPNet, RepMLPResNet
+from .entries import Entry, block_entries, block_v2_entries
+from .repmlp_resnet import resnet_entries
+from .repmlpnet import fold_like_, repmlpnet_entries, unfolded
 
 __all__ = ["entries", "load", "state_dict"]
 
@@ -18,11 +21,19 @@ __all__ = ["entries", "load", "state_dict"]
 def entries(model: nn.Module) -> Iterator[Entry]:
     """The authors' name and shape for every tensor of a model, in the form that the model is in.
 
+    Ours of a RepMLPNet are those of :func:`~repmlp.official.repmlpnet.unfolded`.
+
     Raises:
         ValueError: if the authors' code has no such model.
     """
     if isinstance(model, RepMLP):
         return block_entries(model)
+    if isinstance(model, RepMLPv2):
+        return block_v2_entries(model)
+    if isinstance(model, RepMLPResNet):
+        return resnet_entries(model)
+    if isinstance(model, RepMLPNet):
+        return repmlpnet_entries(unfolded(model))
     raise ValueError(f"the authors' code has no {type(model).__name__}: no names to map")
 
 
@@ -37,7 +48,8 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: naming the keys that are missing, unexpected or of another shape; then nothing is loaded.
     """
-    table = {entry.official: entry for entry in entries(model)}
+    target = _official_form(model)
+    table = {entry.official: entry for entry in entries(target)}
     missing = [name for name in table if name not in state_dict]
     unexpected = [name for name in state_dict if name not in table]
     shapes = [
@@ -51,15 +63,23 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
             "the weights do not fit the model: "
             + "; ".join(f"{len(names)} {what} ({_shorten(names)})" for what, names in problems if names)
         )
-    own = model.state_dict()
+    own = target.state_dict()
     for name, entry in table.items():
         own[entry.ours].copy_(state_dict[name].reshape(own[entry.ours].shape))
+    if target is not model:
+        model.load_state_dict(fold_like_(target, model).state_dict())
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights under the authors' names and in their shapes (views, as ``Module.state_dict`` gives)."""
+    model = _official_form(model)
     own = model.state_dict()
     return {entry.official: own[entry.ours].reshape(entry.shape) for entry in entries(model)}
+
+
+def _official_form(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy with BNs where the authors' deploy form has them."""
+    return unfolded(model) if isinstance(model, RepMLPNet) else model
 
 
 def _shorten(names: list[str], most: int = 5) -> str:

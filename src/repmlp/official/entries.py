@@ -5,11 +5,11 @@ the same row-major order, so that a reshape is all that lies between them.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..layers import ConvNorm, RepMLP
+from ..layers import ConvNorm, RepMLP, RepMLPv2
 
 
 class Entry(NamedTuple):
@@ -43,6 +43,23 @@ def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator
         yield from module_entries(part.fc1, f"{official}fc1_fc2.fc1", f"{ours}global_perceptron.fc1")
         yield from module_entries(part.fc2, f"{official}fc1_fc2.fc2", f"{ours}global_perceptron.fc2")
         yield from module_entries(part.bn, f"{official}avg.bn", f"{ours}global_perceptron.bn")
+    yield from _partition_entries(block, official, ours)
+
+
+def block_v2_entries(block: RepMLPv2, official: str = "", ours: str = "") -> Iterator[Entry]:
+    """Entries of a v2 block, as :func:`block_entries`."""
+    official, ours = official and f"{official}.", ours and f"{ours}."
+    for name in ("fc1", "fc2"):
+        for entry in module_entries(
+            getattr(block.global_perceptron, name), f"{official}gp.{name}", f"{ours}global_perceptron.{name}"
+        ):
+            as_conv = (*entry.shape, 1, 1) if entry.ours.endswith("weight") else entry.shape
+            yield entry._replace(shape=as_conv)
+    yield from _partition_entries(block, official, ours)
+
+
+def _partition_entries(block: RepMLP | RepMLPv2, official: str, ours: str) -> Iterator[Entry]:
+    """Entries of the Partition and the Local Perceptron, named the same in v1 and v2."""
     fc3 = block.partition_perceptron.fc3
     g, Q, I = fc3.weight.shape
     yield Entry(f"{official}fc3.weight", f"{ours}partition_perceptron.fc3.weight", (g * Q, I, 1, 1))
@@ -50,6 +67,7 @@ def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator
         yield Entry(f"{official}fc3.bias", f"{ours}partition_perceptron.fc3.bias", (g * Q,))
     yield from module_entries(block.partition_perceptron.bn, f"{official}fc3_bn", f"{ours}partition_perceptron.bn")
     if block.local_perceptron is not None:
+        branch: Any
         for key, branch in block.local_perceptron.branches.items():
             kh, kw = branch.conv.kernel_size
             if kh != kw:

@@ -1,0 +1,94 @@
+"""The authors' checkpoint files: read without executing anything, told apart by their keys."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WRAPPERS = ("state_dict", "model", "module")
+PREFIX = "module."  # what DistributedDataParallel puts before every name
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a ``.pth`` or ``.safetensors`` file, without wrappers and ``module.`` prefixes.
+
+    A pickle is read with ``weights_only=True``: one that holds anything but tensors and plain
+    containers is refused, and none of its code runs.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, would run code, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds something other than tensors, and reading that could run code "
+            f"({_reason(error)}). Ask its owner for a file of tensors only, as torch.save(model.state_dict(), ...) writes"
+        ) from error
+    except Exception as error:  # a file of any bytes can fail in any way
+        raise ValueError(f"{path} is damaged or no checkpoint: {type(error).__name__}, {error}") from error
+    return unwrap(content, path)
+
+
+def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
+    """The state dict inside the ``state_dict``, ``model`` or ``module`` entry of a checkpoint, if it has one.
+
+    Raises:
+        ValueError: if there are no tensors by name.
+    """
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        what = f"entries {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content)
+        raise ValueError(f"{path} holds no state dict (tensors by name), but {what}")
+    if all(name.startswith(PREFIX) for name in content):
+        return {name.removeprefix(PREFIX): tensor for name, tensor in content.items()}
+    return dict(content)
+
+
+def describe(names: Mapping[str, Any]) -> str:
+    """What a state dict under the authors' names is, by its keys, in words."""
+    network = (
+        "a RepMLPNet (v2)"
+        if "conv_embedding.conv.weight" in names
+        else "a RepMLP-ResNet (v1)"
+        if "stage0.0.conv.weight" in names
+        else "a RepMLP block (v1)"
+        if "fc3.weight" in names
+        else None
+    )
+    if network is None:
+        first = next(iter(names))
+        return f"not the authors' weights (its first name is {first})"
+    return f"{network} in {'deploy' if is_deploy(names) else 'training'} form"
+
+
+def is_deploy(names: Mapping[str, Any]) -> bool:
+    """Whether a state dict under the authors' names is in their deploy form: no BN behind any FC3."""
+    return not any(name.endswith("fc3_bn.weight") for name in names)
+
+
+def build_for(arch: str, state_dict: Mapping[str, Tensor], **model_args: Any) -> nn.Module:
+    """An empty network ``arch`` for the authors' weights: in their form, with their number of classes."""
+    head = next((state_dict[name] for name in ("linear.weight", "head.weight") if name in state_dict), None)
+    if head is not None:
+        model_args.setdefault("num_classes", head.shape[0])
+    return timm.create_model(arch, deploy=is_deploy(state_dict), **model_args)
+
+
+def _reason(error: Exception) -> str:
+    """The one line of PyTorch's long message that names the object."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else repr(error))

@@ -1,0 +1,56 @@
+"""How the authors' code names what a RepMLP-ResNet holds. Pure mappings, in either form.
+
+Theirs are stages of conv-BNs, ``stage1`` to ``stage4`` for timm's ``layer1`` to ``layer4``:
+
+    stage0.0                                                the stem
+    stageK.J.{shortcut,conv1,conv2,conv3}                   a Bottleneck
+    stageK.J.{btnk_conv1,btnk_conv2,btnk_conv4,btnk_conv5}  a RepMLP Bottleneck, with its btnk_repmlp
+    stageK.J.{light_conv1,light_conv3}                      a RepMLP Light Block, with its light_repmlp
+    linear                                                  the classifier
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..models._resnet_blocks import FoldableBottleneck, RepMLPBottleneck, RepMLPLightBlock
+from ..models.repmlp_resnet import RepMLPResNet
+from .entries import Entry, block_entries, conv_norm_entries, module_entries
+
+_BOTTLENECK_CONVS = {"btnk_conv1": "conv1", "btnk_conv2": "conv2", "btnk_conv4": "conv3", "btnk_conv5": "conv4"}
+_LIGHT_CONVS = {"light_conv1": "conv1", "light_conv3": "conv2"}
+
+
+def resnet_entries(model: RepMLPResNet) -> Iterator[Entry]:
+    """Entries of a whole network, in the form that it is in."""
+    yield from conv_norm_entries(model.conv1, "stage0.0", "conv1")
+    layers: Any = (model.layer1, model.layer2, model.layer3, model.layer4)
+    for k, layer in enumerate(layers, start=1):
+        for j, block in enumerate(layer):
+            yield from _block_entries(block, f"stage{k}.{j}", f"layer{k}.{j}")
+    yield from module_entries(model.fc, "linear", "fc")
+
+
+def _block_entries(block: nn.Module, official: str, ours: str) -> Iterator[Entry]:
+    if isinstance(block, FoldableBottleneck):
+        yield from _bottleneck_entries(block, official, ours)
+    elif isinstance(block, RepMLPBottleneck):
+        for theirs, name in _BOTTLENECK_CONVS.items():
+            yield from conv_norm_entries(getattr(block, name), f"{official}.{theirs}", f"{ours}.{name}")
+        yield from block_entries(block.repmlp, f"{official}.btnk_repmlp", f"{ours}.repmlp")
+    elif isinstance(block, RepMLPLightBlock):
+        for theirs, name in _LIGHT_CONVS.items():
+            yield from conv_norm_entries(getattr(block, name), f"{official}.{theirs}", f"{ours}.{name}")
+        yield from block_entries(block.repmlp, f"{official}.light_repmlp", f"{ours}.repmlp")
+
+
+def _bottleneck_entries(block: FoldableBottleneck, official: str, ours: str) -> Iterator[Entry]:
+    """timm keeps a conv and its norm side by side, the authors keep them in one module."""
+    for i in (1, 2, 3):
+        yield from module_entries(getattr(block, f"conv{i}"), f"{official}.conv{i}.conv", f"{ours}.conv{i}")
+        yield from module_entries(getattr(block, f"bn{i}"), f"{official}.conv{i}.bn", f"{ours}.bn{i}")
+    if block.downsample is not None:
+        conv, norm = block.downsample.children()
+        yield from module_entries(conv, f"{official}.shortcut.conv", f"{ours}.downsample.0")
+        yield from module_entries(norm, f"{official}.shortcut.bn", f"{ours}.downsample.1")

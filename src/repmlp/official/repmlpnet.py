@@ -1,0 +1,75 @@
+"""How the authors' code names what RepMLPNet holds, and what its deploy form is.
+
+The authors convert the blocks and leave every BN outside of them. Our deploy form folds all that can
+be folded; in the authors' terms it is a network with a BN that changes nothing where one was folded.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import ConvNorm
+from ..models.repmlpnet import FFN, RepMLPNet
+from ..reparam import reparameterize
+from .entries import Entry, block_v2_entries, conv_norm_entries, module_entries
+
+
+def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:
+    """Entries of a RepMLPNet in training form, or with only its blocks converted: see :func:`unfolded`."""
+    stage: Any
+    for i, stage in enumerate(model.stages):
+        embedding, _relu, *units = stage
+        yield from conv_norm_entries(embedding, f"embeds.{i - 1}" if i else "conv_embedding", f"stages.{i}.0")
+        for j, unit in enumerate(units):
+            official, ours = f"stages.{i}.{j}", f"stages.{i}.{j + 2}"
+            yield from module_entries(unit.norm, f"{official}.prebn1", f"{ours}.norm")
+            yield from block_v2_entries(unit.block, f"{official}.repmlp_block", f"{ours}.block")
+            yield from module_entries(unit.ffn.norm, f"{official}.prebn2", f"{ours}.ffn.norm")
+            yield from conv_norm_entries(unit.ffn.fc1, f"{official}.ffn_block.ffn_fc1", f"{ours}.ffn.fc1")
+            yield from conv_norm_entries(unit.ffn.fc2, f"{official}.ffn_block.ffn_fc2", f"{ours}.ffn.fc2")
+    yield from module_entries(model.norm, "head_norm", "norm")
+    yield from module_entries(model.head.fc, "head", "head.fc")
+
+
+@torch.no_grad()
+def unfolded(model: RepMLPNet) -> RepMLPNet:
+    """A copy that has a BN again wherever one was folded, as the authors' deploy form; ``model`` if none was.
+
+    Such a BN is the identity (but for a conv's bias, which it takes over), so the copy computes what
+    ``model`` computes. Blocks stay in the form that they are in.
+    """
+    if not any(_is_folded(module) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for module in filter(_is_folded, model.modules()):
+        if isinstance(module, FFN):
+            module.norm = _identity_norm(module.fc1.conv.in_channels, module.fc1.conv.weight)
+        else:
+            module.bn = _identity_norm(module.conv.out_channels, module.conv.weight)
+            assert module.conv.bias is not None
+            module.bn.bias.copy_(module.conv.bias)
+            module.conv.bias = None
+        module.deploy = False
+    return model
+
+
+def fold_like_(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Fold, in place, every BN of ``model`` that is folded in ``other``: the way back from :func:`unfolded`."""
+    for name, module in other.named_modules():
+        if _is_folded(module):
+            reparameterize(model.get_submodule(name), inplace=True)
+    return model
+
+
+def _is_folded(module: nn.Module) -> TypeGuard[ConvNorm | FFN]:
+    return isinstance(module, ConvNorm | FFN) and module.deploy
+
+
+def _identity_norm(channels: int, like: Tensor) -> nn.BatchNorm2d:
+    """A BN whose variance and eps add up to one: in eval mode the identity."""
+    norm = nn.BatchNorm2d(channels, device=like.device, dtype=like.dtype).eval()
+    norm.running_var = torch.full((channels,), 1 - norm.eps, device=like.device, dtype=like.dtype)
+    return norm
