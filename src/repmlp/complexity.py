@@ -1,6 +1,7 @@
 """Parameters and multiply-adds of a model, as the papers count them."""
 
 import copy
+import re
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,16 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     return Complexity(
         params=sum(parameter.numel() for parameter in model.parameters()), macs=counter.get_total_flops() // 2
     )
+
+
+def batch_norms(model: nn.Module) -> dict[str, int]:
+    """Where a model has batch norms, and how many: ``{"stages.*.*.norm": 12}``, numbers in names as stars."""
+    places: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            place = re.sub(r"\b\d+\b", "*", name)
+            places[place] = places.get(place, 0) + 1
+    return places
 
 
 def layer_kinds(model: nn.Module) -> dict[str, int]:

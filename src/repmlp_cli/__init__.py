@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
+from keyword import iskeyword
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -30,11 +31,12 @@ def build_parser(only: str | None = None) -> ArgumentParser:
         command = ArgumentParser()
         if only in (None, name):
             command.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags override it.")
-            special = {field.name: field for field in fields(settings) if "nargs" in field.metadata}
+            special = {field.name: field.metadata for field in fields(settings) if field.metadata}
             command.add_class_arguments(settings, as_positional=True, skip=set(special))
-            for argument, field in special.items():  # positional too, but optional or many
+            for argument, how in special.items():
                 text = re.search(rf"^ +{argument}: (.*)$", settings.__doc__ or "", re.MULTILINE)
-                command.add_argument(argument, nargs=field.metadata["nargs"], type=str, help=text and text[1])
+                flag = f"--{argument}" if "required" in how else argument
+                command.add_argument(flag, type=str, help=text and text[1], **how)
         commands.add_subcommand(name, command, help=summary)
     return parser
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = args[args.command]
     values.pop("config", None)
     settings = COMMANDS[args.command](**{key: _plain(value) for key, value in vars(values).items()})
-    command = importlib.import_module(f"repmlp_cli.{args.command}")
+    command = importlib.import_module(f"repmlp_cli.{args.command}{'_' if iskeyword(args.command) else ''}")
     try:
         return command.run(settings)
     except KeyboardInterrupt:

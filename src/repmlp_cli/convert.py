@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from repmlp import complexity, is_reparameterized, load_model, reparameterize, save_model, verify
+import torch
+
+from repmlp import complexity, is_reparameterized, load_model, official, reparameterize, save_model, verify
 from repmlp.checkpoint import CONFIG, check_free
 from repmlp_settings import Convert
 
@@ -10,10 +12,19 @@ from .console import print_report, say
 
 
 def run(settings: Convert) -> int:
-    output = Path(settings.output) if settings.output else default_output(settings.model)
-    check_free(output, CONFIG, settings.overwrite)
+    output = Path(settings.output) if settings.output else default_output(settings.model, settings.to)
+    if settings.to == "timm":
+        check_free(output, CONFIG, settings.overwrite)
+    elif output.exists() and not settings.overwrite:
+        raise FileExistsError(f"{output} exists already: choose another file, or pass --overwrite to replace it")
     model = load_model(settings.model)
+    if settings.to == "official-training":
+        if is_reparameterized(model):
+            raise ValueError(f"{settings.model} is in deploy form, and that has no way back: pass --to official")
+        return write_official(model, output)
     if is_reparameterized(model):
+        if settings.to == "official":
+            return write_official(model, output)
         say(f"{settings.model} is in deploy form already: nothing to convert, nothing written")
         return 0
     deploy = reparameterize(model)
@@ -22,12 +33,29 @@ def run(settings: Convert) -> int:
     if not report:
         say("[red]the forms differ: nothing written[/]")
         return 1
+    say(f"{complexity(model)}  ->  {complexity(deploy)}")
+    if settings.to == "official":
+        return write_official(deploy, output)
     save_model(deploy, output, overwrite=settings.overwrite)
-    say(f"{complexity(model)}  ->  {complexity(deploy)}\nwrote {output}")
+    say(f"wrote {output}")
     return 0
 
 
-def default_output(model: str) -> Path:
-    """`deploy/` in a run folder, or beside a model folder."""
+def write_official(model: torch.nn.Module, file: Path) -> int:
+    """The weights under the authors' names, as their code loads them; all of the file or nothing."""
+    weights = {name: tensor.contiguous() for name, tensor in official.state_dict(model).items()}
+    partial = file.with_name(f".{file.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(weights, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    say(f"wrote {file}: {len(weights)} tensors under the authors' names")
+    return 0
+
+
+def default_output(model: str, to: str) -> Path:
+    """`deploy/` (or `official.pth`) in a run folder, or beside a model folder."""
     folder = Path(model)
-    return (folder if (folder / "model").is_dir() else folder.parent) / "deploy"
+    return (folder if (folder / "model").is_dir() else folder.parent) / {"timm": "deploy"}.get(to, f"{to}.pth")

@@ -1,5 +1,6 @@
 """`repmlp demo`: the whole idea in two minutes."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def compare(forms, images, loader, report) -> None:
     """The table that a person came for."""
     batch, accelerator = images[:128], Accelerator(cpu=True)
     with torch.inference_mode():
-        times = time_interleaved({name: (lambda m=m: m(batch)) for name, m in forms.items()})
+        times = time_interleaved({name: partial(m, batch) for name, m in forms.items()})
     scores = [evaluate(model, loader, accelerator) for model in forms.values()]
     counts = [complexity(model) for model in forms.values()]
     error = report.network.native

@@ -7,11 +7,11 @@ from torch import nn
 
 from repmlp import complexity, is_reparameterized, load_model, reparameterize
 from repmlp.checkpoint import check_architecture
-from repmlp.complexity import layer_kinds
+from repmlp.complexity import batch_norms, layer_kinds
 from repmlp.reparam import convertible_modules
 from repmlp_settings import Info
 
-from .console import table
+from .console import say, table
 
 
 def run(settings: Info) -> int:
@@ -30,6 +30,10 @@ def run(settings: Info) -> int:
     rows.append(["MACs per image", *(f"{c.macs:,}" for c in counts.values())])
     size = "x".join(str(n) for n in timm.models.get_model_input_config(model)["input_size"])
     table(f"{settings.model}, {size} images, {model.num_classes} classes", ["", *forms], rows)
+    left = batch_norms(forms["deploy form"]) if "deploy form" in forms else {}
+    if left:
+        places = ", ".join(f"{count} {place}" for place, count in left.items())
+        say(f"batch norms that no layer can take up, and that stay in deploy form: {places}")
     return 0
 
 

@@ -1,7 +1,8 @@
 """What can be set: one frozen dataclass per command. Field names are flags and YAML keys; docs are the help.
 
 Imports nothing but the standard library: so `repmlp -h` answers before PyTorch is imported, and both
-the library and the command may look here. A field without a default, or with `nargs`, is a positional argument.
+the library and the command may look here. A field without a default is a positional argument; metadata
+says where the command line differs: `nargs` of a positional argument, or a flag that is `required`.
 """
 
 from dataclasses import dataclass, field
@@ -71,13 +72,15 @@ class Convert:
 
     Args:
         model: Model folder or run folder in training form.
-        output: Model folder to write; by default deploy/ beside the model.
+        output: Model folder to write, by default deploy/ beside the model; for `--to official` a .pth file.
+        to: timm (a model folder), official (the authors' names, deploy form) or official-training (not converted).
         tolerance: Largest relative error between the forms; by default that of the weights' dtype.
         overwrite: Replace a folder that exists already.
     """
 
     model: str
     output: str | None = field(default=None, metadata={"nargs": "?"})
+    to: Literal["timm", "official", "official-training"] = "timm"
     tolerance: float | None = None
     overwrite: bool = False
 
@@ -169,6 +172,25 @@ class Demo:
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class Import:
+    """Read a checkpoint of the authors' code (v1 or v2, training or deploy form) and write it as a model folder.
+
+    Args:
+        file: .pth or .safetensors file; nothing in it is executed.
+        output: Model folder to write.
+        arch: The network that the weights are of, for example repmlp_resnet50_light_g4 or repmlpnet_t224.
+        model_args: Arguments of the network, where the weights need others than its own.
+        overwrite: Replace a folder that exists already.
+    """
+
+    file: str
+    output: str
+    arch: str = field(metadata={"required": True})
+    model_args: dict[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+
 COMMANDS = {
     "demo": Demo,
     "train": Train,
@@ -177,4 +199,5 @@ COMMANDS = {
     "eval": Eval,
     "predict": Predict,
     "info": Info,
+    "import": Import,
 }

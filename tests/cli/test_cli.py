@@ -164,6 +164,9 @@ def test_info_counts_both_forms(run, capsys):
     assert "118,866,560" in shown
     assert "52,806,272" in shown
     assert "GroupedLinear" in shown
+    assert "batch norms" not in shown
+    assert main(["info", "repmlpnet_t224"]) == 0
+    assert "stay in deploy form: 12 stages.*.*.norm, 1 norm" in capsys.readouterr().out
     assert main(["info", str(run)]) == 0
     assert main(["info", "resnet18"]) == 0
     assert "nothing to convert" in capsys.readouterr().out

@@ -1,0 +1,33 @@
+"""`repmlp import`"""
+
+from pathlib import Path
+
+import torch
+
+from repmlp import official, save_model
+from repmlp.checkpoint import CONFIG, check_architecture, check_free
+from repmlp.equivalence import example_inputs
+from repmlp.official.checkpoint import build_for, describe, read_checkpoint
+from repmlp_settings import Import
+
+from .console import say
+
+
+def run(settings: Import) -> int:
+    check_architecture(settings.arch)
+    check_free(Path(settings.output), CONFIG, settings.overwrite)
+    weights = read_checkpoint(settings.file)
+    kind = describe(weights)
+    say(f"{settings.file}: {len(weights)} tensors, {kind}")
+    model = build_for(settings.arch, weights, **settings.model_args).eval()
+    try:
+        official.load(model, weights)
+    except ValueError as error:
+        raise ValueError(f"{settings.file} is {kind}, but --arch says {settings.arch}: {error}") from error
+    with torch.no_grad():
+        logits = model(example_inputs(model, batch_size=2))
+    if not logits.isfinite().all():
+        raise ValueError(f"{settings.arch} gives values that are not finite with the weights of {settings.file}")
+    save_model(model, settings.output, overwrite=settings.overwrite)
+    say(f"all names found, all shapes fit, the network runs; wrote {settings.output}")
+    return 0
