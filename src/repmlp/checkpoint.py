@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_model(
-    model: nn.Module,
+    model: Any,
     folder: str | Path,
     label_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
@@ -51,7 +51,7 @@ def save_model(
     try:
         save_for_hf(
             model,
-            partial,
+            str(partial),
             model_config={"label_names": names},
             model_args={"deploy": True} if has_forms and is_reparameterized(model) else None,
             safe_serialization=True,
@@ -64,7 +64,7 @@ def save_model(
     return folder
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path) -> Any:
     """Read a model folder (or the ``model/`` of a run folder), in the form that it was written in, in eval mode.
 
     Raises:

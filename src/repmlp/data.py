@@ -163,7 +163,7 @@ def train_transform(data_config: dict[str, Any], augment: str, padding: int = 4,
         keys = ("mean", "std", "interpolation")
         args = {key: data_config[key] for key in keys}
         return transforms.Compose(
-            [mode, create_transform(size, is_training=True, hflip=hflip, color_jitter=None, **args)]
+            [mode, create_transform(size, is_training=True, hflip=hflip, color_jitter=0.0, **args)]
         )
     resize = transforms.Resize(size[1:], transforms.InterpolationMode(data_config["interpolation"]))
     return transforms.Compose(

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from .reparam import convertible_modules
 
 #: Largest relative error (norm of the difference over norm of the reference) that rounding explains, by the
-#: dtype of the weights: a few hundred times its epsilon, room for the depth of a network.
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+#: dtype of the weights: twenty and more times what randomized networks show, room for badly conditioned ones.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+#: What is left of that in float64, where the arithmetic is exact and only the weights are rounded: the sharper test.
+FLOAT64_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EquivalenceReport:
         network: the error of the whole model.
         agree, images: how many top-1 predictions are the same, of how many (0 of 0 if the model is no classifier).
         dtype: of the weights, the coarser one of the two models.
-        tolerance: what no relative error of this report may exceed.
+        tolerance: what no relative error in the model's dtype may exceed, and a tenth of it in float64.
     """
 
     blocks: tuple[BlockError, ...]
@@ -55,8 +57,10 @@ class EquivalenceReport:
 
     @property
     def equal(self) -> bool:
-        rows = (*self.blocks, self.network)
-        return all(error.relative <= self.tolerance for row in rows for error in (row.native, row.float64))
+        return all(
+            row.native.relative <= self.tolerance and row.float64.relative <= self.tolerance * FLOAT64_SHARE
+            for row in (*self.blocks, self.network)
+        )
 
     def __bool__(self) -> bool:
         return self.equal
@@ -77,7 +81,8 @@ class EquivalenceReport:
     def verdict(self) -> str:
         agree = f", {self.agree} of {self.images} top-1 predictions agree" if self.images else ""
         word = "equal" if self.equal else "NOT EQUAL"
-        return f"{word} within a relative error of {self.tolerance:.0e} ({self.dtype}){agree}"
+        bounds = f"{self.tolerance:.0e} ({self.dtype}) and {self.tolerance * FLOAT64_SHARE:.0e} (float64)"
+        return f"{word} within a relative error of {bounds}{agree}"
 
     def __str__(self) -> str:
         header = ("block", "max abs", "relative", "max abs (float64)", "relative (float64)")
@@ -101,7 +106,8 @@ def verify(
     Args:
         a, b: the models, in the same or different dtypes.
         inputs: (N, C, H, W); by default 8 random images of the size that ``a`` states.
-        tolerance: on the relative errors; by default that of the coarser dtype in :data:`TOLERANCES`.
+        tolerance: on the relative errors, a tenth of it on those in float64; by default that of the coarser
+            dtype in :data:`TOLERANCES`.
 
     Raises:
         ValueError: if ``inputs`` is not given and ``a`` states no input size, or the outputs differ in shape.
@@ -132,7 +138,7 @@ def example_inputs(model: nn.Module, batch_size: int = 8) -> Tensor:
     if hasattr(model, "pretrained_cfg"):
         size = get_model_input_config(model)["input_size"]
     elif hasattr(model, "feature_size") and hasattr(model, "in_channels"):
-        size = (model.in_channels, *model.feature_size)
+        size = (model.in_channels, *model.feature_size)  # type: ignore[misc]
     else:
         raise ValueError(f"{type(model).__name__} does not state its input size: pass inputs, a tensor (N, C, H, W)")
     generator = torch.Generator().manual_seed(0)
@@ -173,7 +179,9 @@ def _compare(a: nn.Module, b: nn.Module, inputs: Tensor) -> tuple[dict[str, Erro
 
 def _error(reference: Tensor, other: Tensor) -> Error:
     if reference.shape != other.shape:
-        raise ValueError(f"outputs differ in shape, {list(reference.shape)} and {list(other.shape)}: not the same model")
+        raise ValueError(
+            f"outputs differ in shape, {list(reference.shape)} and {list(other.shape)}: not the same model"
+        )
     reference, other = reference.double(), other.double()
     difference, norm = (reference - other).norm().item(), reference.norm().item()
     if difference == 0:

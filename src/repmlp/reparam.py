@@ -29,8 +29,8 @@ def is_reparameterized(model: nn.Module) -> bool:
 
 def _in_deploy_form(module: nn.Module) -> bool:
     deploy = getattr(module, "deploy", None)
-    if deploy is None:  # timm's own blocks (MobileOne, RepVGG, ...) hold a merged conv instead of a flag
-        return getattr(module, "reparam_conv", None) is not None
+    if deploy is None:  # timm's own blocks (MobileOne, RepVGG, ...) have no such flag: what they merge away is BN
+        return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     return bool(deploy)
 
 
@@ -55,6 +55,8 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"nothing to convert: no module of this {type(model).__name__} has a deploy form "
             f"(repmlp.RepMLP and the networks of repmlp have)"
         )
-    # timm converts children only: make the root a child.
-    holder = nn.Sequential(model if inplace else copy.deepcopy(model))
-    return reparameterize_model(holder, inplace=True)[0].eval()
+    # timm converts children only: make the root a child. Some of its blocks convert in eval mode only, and some are
+    # replaced by new modules, which start in training mode.
+    holder = nn.Sequential(model if inplace else copy.deepcopy(model)).eval()
+    reparameterize_model(holder, inplace=True)
+    return holder[0].eval()

@@ -15,12 +15,13 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
-def norm_scale_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The affine map ``(scale, shift)``, each (C), that a batch norm applies in eval mode.
 
     Raises:
         ValueError: if the norm keeps no running statistics: then it is not an affine map.
     """
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             f"{norm} keeps no running statistics, so its output depends on the batch and cannot be folded: "

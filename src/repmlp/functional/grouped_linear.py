@@ -21,7 +21,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         (M, g*Q).
     """
-    g, Q, I = weight.shape  # noqa: E741
+    g, Q, I = weight.shape
     M = x.shape[0]
     x = x.reshape(M, g, I).transpose(0, 1)  # (g, M, I), a view
     y = torch.bmm(x, weight.transpose(1, 2))  # (g, M, I) @ (g, I, Q) -> (g, M, Q)

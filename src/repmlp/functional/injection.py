@@ -21,7 +21,7 @@ def _check(kernel: Tensor, size: tuple[int, int], groups: int) -> None:
         raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
     if kh > size[0] or kw > size[1]:
         raise ValueError(f"kernel {kh}x{kw} is larger than the {size[0]}x{size[1]} map: use a smaller kernel")
-    if O % groups:
+    if groups < 1 or O % groups:
         raise ValueError(f"{groups} groups do not divide the kernel's {O} output channels")
 
 

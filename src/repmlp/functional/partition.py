@@ -35,8 +35,7 @@ def partition_map(x: Tensor, size: tuple[int, int], pad: bool = False) -> Tensor
     N, C, H, W = x.shape
     if H % h or W % w:
         raise ValueError(
-            f"feature size {H}x{W} is not a multiple of partition {h}x{w}: "
-            f"pass pad=True or a partition that divides it"
+            f"feature size {H}x{W} is not a multiple of partition {h}x{w}: pass pad=True or a partition that divides it"
         )
     x = x.reshape(N, C, H // h, h, W // w, w)  # (N, C, H/h, h, W/w, w)
     x = x.permute(0, 2, 4, 1, 3, 5)  # (N, H/h, W/w, C, h, w)

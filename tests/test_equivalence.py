@@ -1,0 +1,258 @@
+"""``verify`` tells two forms of a model apart, or proves that they are the same; and it touches neither."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import repmlp
+from compare import assert_same
+from repmlp.equivalence import TOLERANCES, example_inputs
+from repmlp.layers import ConvNorm
+from weights import randomize
+
+SMALL = {"img_size": 16, "channels": (4, 8), "partition_size": 4, "kernel_sizes": (1, 3)}
+BLOCKS = ["stages.0.2", "stages.0.6", "stages.1.3", "stages.1.7"]
+
+
+def small_net(dtype=torch.float32, **kwargs):
+    return randomize(timm.create_model("repmlp_cifar", **SMALL, **kwargs).to(dtype))
+
+
+@pytest.fixture
+def model():
+    return small_net()
+
+
+@pytest.fixture
+def deployed(model):
+    return repmlp.reparameterize(model)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_two_forms_are_equal_in_every_dtype(dtype):
+    model = small_net(dtype)
+    report = repmlp.verify(model, repmlp.reparameterize(model))
+    assert report
+    assert report.equal
+    assert f"torch.{report.dtype}" == str(dtype)
+    assert report.tolerance == TOLERANCES[dtype]
+    # the errors are those of rounding, with room to spare
+    eps = torch.finfo(dtype).eps
+    for row in (*report.blocks, report.network):
+        assert row.native.relative < 16 * eps
+        assert row.float64.relative < 4 * eps
+
+
+def test_two_forms_are_equal_on_given_inputs(model, deployed):
+    report = repmlp.verify(model, deployed, torch.randn(5, 3, 16, 16))
+    assert report
+    assert (report.agree, report.images) == (5, 5)
+
+
+def test_a_model_equals_itself_exactly(model):
+    report = repmlp.verify(model, model)
+    assert report
+    assert {(e.maximum, e.relative) for row in report.blocks for e in (row.native, row.float64)} == {(0.0, 0.0)}
+
+
+def test_a_root_that_is_a_block():
+    block = randomize(repmlp.RepMLP(4, 6, (4, 6), (2, 3), (1,), groups=2))
+    report = repmlp.verify(block, repmlp.reparameterize(block))
+    assert report
+    assert (report.blocks, report.worst_block, report.images) == ((), None, 0)
+    assert report.network.name == "whole network"
+
+
+def test_every_block_is_reported_in_order(model, deployed):
+    names = [row.name for row in repmlp.verify(model, deployed).blocks]
+    assert names == [name for name, _ in repmlp.reparam.convertible_modules(model)]
+    assert set(names) >= set(BLOCKS)
+
+
+# What must not be called equal
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_one_flipped_sign_in_fc3_is_found_in_its_block(model, deployed, name):
+    weight = deployed.get_submodule(name).partition_perceptron.fc3.weight
+    middle = weight.abs().flatten().median()
+    index = (weight.abs() - middle).abs().argmin()  # no large weight: one of middling size
+    with torch.no_grad():
+        weight.view(-1)[index] *= -1
+    report = repmlp.verify(model, deployed, torch.rand(8, 3, 16, 16))
+    assert not report
+    assert report.worst_block.name == name
+    off = [row.name for row in report.blocks if row.float64.relative > report.tolerance / 10]
+    assert off == [name]  # every block gets the input that it gets in the first model: no error is passed on
+
+
+def test_a_forgotten_norm_is_found(model, deployed):
+    model.get_submodule("stages.1.3").global_perceptron.bn.running_mean += 0.5  # after the conversion
+    report = repmlp.verify(model, deployed)
+    assert not report
+    assert report.worst_block.name == "stages.1.3"
+
+
+def test_a_dropped_norm_is_found():
+    model = randomize(nn.Sequential(ConvNorm(3, 4), nn.ReLU(), ConvNorm(4, 4)))
+    forgetful = copy.deepcopy(model)
+    forgetful[2].bn = nn.Identity()
+    report = repmlp.verify(model, forgetful, torch.randn(2, 3, 5, 5))
+    assert not report
+    assert report.worst_block.name == "2"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["first", "second", "both"])
+def test_a_number_that_is_none_is_not_equal_to_anything(model, deployed, value, where):
+    models = {"first": [model], "second": [deployed], "both": [model, deployed]}[where]
+    with torch.no_grad():
+        for m in models:
+            m.head.fc.bias[0] = value
+    report = repmlp.verify(model, deployed)
+    assert not report
+    assert report.network.native.relative == report.network.float64.relative == float("inf")
+    assert "NOT EQUAL" in str(report)
+
+
+def test_a_nan_inside_a_block_is_found(model, deployed):
+    with torch.no_grad():
+        deployed.get_submodule("stages.0.2").partition_perceptron.fc3.bias[3] = float("nan")
+    report = repmlp.verify(model, deployed)
+    assert not report
+    assert report.worst_block.name == "stages.0.2"
+
+
+def test_an_output_that_should_be_zero_is_not_equal():
+    zero, one = nn.Linear(2, 2), nn.Linear(2, 2)
+    nn.init.zeros_(zero.weight)
+    nn.init.zeros_(zero.bias)
+    assert not repmlp.verify(zero, one, torch.ones(1, 2))
+    assert repmlp.verify(zero, copy.deepcopy(zero), torch.ones(1, 2))
+
+
+def test_predictions_that_differ_are_counted():
+    a = nn.Linear(3, 3, bias=False)
+    b = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        a.weight.copy_(torch.eye(3))
+        b.weight.copy_(torch.eye(3)[[0, 2, 1]])
+    report = repmlp.verify(a, b, torch.eye(3)[[0, 0, 1, 2, 0]])
+    assert (report.agree, report.images) == (3, 5)
+    assert "3 of 5 top-1 predictions agree" in str(report)
+
+
+def test_errors_are_what_they_say():
+    a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        a.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        b.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.5]]))
+    report = repmlp.verify(a, b, torch.ones(1, 2))  # (3, 4) against (3, 4.5)
+    assert report.network.native == repmlp.equivalence.Error(maximum=0.5, relative=0.1)
+
+
+# The verdict
+
+
+def test_the_tolerance_is_that_of_the_coarser_dtype(model, deployed):
+    for a, b in ((model, deployed.bfloat16()), (copy.deepcopy(deployed).bfloat16(), model)):
+        report = repmlp.verify(a, b)
+        assert report
+        assert (report.dtype, report.tolerance) == ("bfloat16", TOLERANCES[torch.bfloat16])
+
+
+def test_a_tolerance_can_be_given(model, deployed):
+    assert not repmlp.verify(model, deployed, tolerance=1e-12)
+    assert not repmlp.verify(model, deployed, tolerance=0.0)
+    assert repmlp.verify(model, model, tolerance=0.0)
+
+
+def test_the_report_as_text(model, deployed):
+    report = repmlp.verify(model, deployed)
+    header, *rows, verdict = str(report).splitlines()
+    assert header.split("  ")[0] == "block"
+    assert [row.split()[0] for row in rows] == [*(block.name for block in report.blocks), "whole"]
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert verdict == (
+        "equal within a relative error of 1e-04 (float32) and 1e-05 (float64), 8 of 8 top-1 predictions agree"
+    )
+
+
+def test_the_report_as_a_dict_is_json(model, deployed):
+    report = repmlp.verify(model, deployed)
+    as_dict = json.loads(json.dumps(report.to_dict()))
+    assert as_dict["equal"] is True
+    assert as_dict["blocks"][0]["name"] == report.blocks[0].name
+    assert as_dict["network"]["float64"]["relative"] == report.network.float64.relative
+    assert as_dict["images"] == 8
+
+
+# What it takes and what it leaves
+
+
+def test_neither_model_is_changed(model, deployed):
+    model.train()
+    model.register_forward_hook(lambda *_: None)
+    hooks = {name: len(m._forward_hooks) for name, m in model.named_modules()}
+    before = copy.deepcopy([model.state_dict(), deployed.state_dict()])
+    repmlp.verify(model, deployed)
+    assert model.training
+    assert not deployed.training
+    assert {name: len(m._forward_hooks) for name, m in model.named_modules()} == hooks
+    for m, state in zip((model, deployed), before, strict=True):
+        assert {t.dtype for t in m.parameters()} == {torch.float32}
+        assert all(p.requires_grad and p.grad is None for p in m.parameters())
+        for name, tensor in m.state_dict().items():
+            assert_same(tensor, state[name])
+
+
+def test_a_model_in_training_mode_is_compared_in_eval_mode(model, deployed):
+    assert repmlp.verify(model.train(), deployed.train())
+
+
+def test_outputs_that_are_lists():
+    model = randomize(timm.create_model("repmlp_cifar", **SMALL, features_only=True))
+    deployed = repmlp.reparameterize(model)
+    x = torch.randn(2, 3, 16, 16)
+    report = repmlp.verify(model, deployed, x)
+    assert report
+    assert report.images == 0
+    broken = copy.deepcopy(deployed)
+    with torch.no_grad():
+        next(broken.parameters()).mul_(1.01)
+    assert not repmlp.verify(model, broken, x)
+
+
+def test_a_model_behind_a_wrapper(model, deployed):
+    report = repmlp.verify(nn.Sequential(model), deployed, torch.randn(2, 3, 16, 16))
+    assert report
+    assert report.blocks == ()
+
+
+def test_outputs_of_different_shapes_are_an_error(model):
+    with pytest.raises(ValueError, match=r"outputs differ in shape, \[8, 10\] and \[8, 7\]: not the same model"):
+        repmlp.verify(model, small_net(num_classes=7))
+
+
+def test_example_inputs_have_the_size_that_the_model_states():
+    x = example_inputs(small_net(torch.float64, in_chans=1), batch_size=3)
+    assert (x.shape, x.dtype) == ((3, 1, 16, 16), torch.float64)
+    rectangular = timm.create_model("repmlp_cifar", **{**SMALL, "img_size": (16, 24)})
+    assert example_inputs(rectangular).shape == (8, 3, 16, 24)
+    block = repmlp.RepMLP(4, 4, (4, 6), (2, 3), (1,))
+    assert example_inputs(block).shape == (8, 4, 4, 6)
+    assert_same(example_inputs(block), example_inputs(block))
+    assert example_inputs(timm.create_model("repmlp_cifar", **SMALL, device="meta")).device.type == "meta"
+
+
+def test_a_model_that_states_no_size_needs_inputs():
+    model = nn.Sequential(ConvNorm(3, 4))
+    with pytest.raises(
+        ValueError, match=r"Sequential does not state its input size: pass inputs, a tensor \(N, C, H, W\)"
+    ):
+        repmlp.verify(model, model)
+    assert repmlp.verify(model, repmlp.reparameterize(model), torch.randn(1, 3, 4, 4))
