@@ -38,7 +38,7 @@ def golden_state_dict(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every BN statistics and an affine map as far from fresh as training could; return the module in eval mode."""
+    """Give every BN statistics and an affine map as far from fresh as training could; returns it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for m in module.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from timm.models import save_for_hf
-from torch import nn
 
 from .reparam import convertible_modules, is_reparameterized
 

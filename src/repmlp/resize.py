@@ -35,7 +35,7 @@ class Resized:
 
 
 @torch.no_grad()
-def resize(model: nn.Module, img_size: int | tuple[int, int], **changes: Any) -> Resized:
+def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resized:
     """Build a network anew for another image size and give it the old one's weights.
 
     An FC has a fixed size, but only the Global Perceptrons depend on the size of the feature map: FC1
@@ -52,7 +52,9 @@ def resize(model: nn.Module, img_size: int | tuple[int, int], **changes: Any) ->
             would have to change its shape.
     """
     if not hasattr(model, "pretrained_cfg"):
-        raise ValueError(f"{type(model).__name__} was not made by timm.create_model: build it for the new size yourself")
+        raise ValueError(
+            f"{type(model).__name__} was not made by timm.create_model: build it for the new size yourself"
+        )
     old = model.state_dict()
     arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **changes}
     if is_reparameterized(model):

@@ -32,7 +32,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it holds something other than tensors, and reading that could run code "
-            f"({_reason(error)}). Ask its owner for a file of tensors only, as torch.save(model.state_dict(), ...) writes"
+            f"({_reason(error)}). Ask its owner for a file of tensors only, as torch.save(model.state_dict()) writes"
         ) from error
     except Exception as error:  # a file of any bytes can fail in any way
         raise ValueError(f"{path} is damaged or no checkpoint: {type(error).__name__}, {error}") from error
