@@ -130,6 +130,15 @@ def test_is_reparameterized_knows_blocks_of_timm(name):
     assert is_reparameterized(reparameterize(timm.create_model(name)))
 
 
+def test_frozen_norms_are_folded_too(x):
+    model = randomize(nn.Sequential(ConvNorm(4, 4, 3), small_block()).double())
+    y = model(x)
+    timm.utils.freeze(model)
+    deployed = reparameterize(model)
+    assert not [m for m in deployed.modules() if "BatchNorm" in type(m).__name__]
+    assert_close(deployed(x), y.detach(), 1e-10)
+
+
 def test_a_model_of_timms_blocks_and_ours(x):
     class Mixed(nn.Module):
         def __init__(self):

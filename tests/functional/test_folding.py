@@ -1,6 +1,7 @@
 """Folding a batch norm changes nothing but the number of layers."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -33,6 +34,14 @@ def test_scale_and_shift_are_the_norm_in_eval_mode(seed, affine, eps):
         sigma = (norm.running_var[c].item() + eps) ** 0.5
         assert scale[c].item() == pytest.approx(gamma / sigma, rel=1e-12)
         assert shift[c].item() == pytest.approx(beta - norm.running_mean[c].item() * gamma / sigma, rel=1e-12)
+
+
+def test_a_frozen_norm_folds_as_it_did_before():
+    holder = nn.Sequential(random_norm(5, kind=nn.BatchNorm2d))
+    before = norm_scale_shift(holder[0])
+    frozen = timm.utils.model.freeze_batch_norm_2d(holder)[0]
+    assert not isinstance(frozen, nn.BatchNorm2d)
+    assert all(torch.equal(a, b) for a, b in zip(norm_scale_shift(frozen), before, strict=True))
 
 
 @given(seed=seeds, bias=st.booleans(), groups=st.sampled_from([1, 2]))

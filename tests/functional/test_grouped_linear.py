@@ -57,6 +57,13 @@ def test_the_dtype_of_the_input_is_that_of_the_output(dtype, tolerance):
     assert_close(y, grouped_linear(x.double(), weight.double(), bias.double()).detach(), tolerance)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_autocast_decides_the_dtype_as_for_a_linear_layer(bias):
+    x, weight, b = inputs(8, 2, 6, 5, bias, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert grouped_linear(x, weight, b).dtype == F.linear(x, weight.flatten(0, 1).repeat(1, 2), b).dtype
+
+
 def test_an_input_that_is_not_contiguous():
     x, weight, bias = inputs(3, 2, 4, 5, bias=True)
     assert_close(grouped_linear(x.T.contiguous().T, weight, bias), grouped_linear(x, weight, bias).detach(), 1e-14)

@@ -179,10 +179,12 @@ def test_backward_gives_every_parameter_a_gradient(row, x):
 
 
 def test_reset_classifier(model, x):
-    features = model.num_features
+    features = model.forward_features(x)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.num_features)
+    assert_same(model.get_classifier()(pooled), model.forward_head(features))
     model.reset_classifier(0)
-    assert model(x).shape == (2, features)
-    assert_same(model.forward_head(model.forward_features(x), pre_logits=True), model(x))
+    assert_same(model(x), pooled)
     model.reset_classifier(0, "")
     assert_same(model(x), model.forward_features(x))
     model.reset_classifier(7, "avg")

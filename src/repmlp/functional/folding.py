@@ -6,8 +6,10 @@ return float64, so that a whole merge is rounded once, at its end, by whoever as
 one of them is differentiable.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
@@ -15,13 +17,12 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
-def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The affine map ``(scale, shift)``, each (C), that a batch norm applies in eval mode.
+def norm_scale_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """The affine map ``(scale, shift)``, each (C), that a batch norm, also a frozen one, applies in eval mode.
 
     Raises:
         ValueError: if the norm keeps no running statistics: then it is not an affine map.
     """
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             f"{norm} keeps no running statistics, so its output depends on the batch and cannot be folded: "

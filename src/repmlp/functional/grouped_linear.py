@@ -26,4 +26,4 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     x = x.reshape(M, g, I).transpose(0, 1)  # (g, M, I), a view
     y = torch.bmm(x, weight.transpose(1, 2))  # (g, M, I) @ (g, I, Q) -> (g, M, Q)
     y = y.transpose(0, 1).reshape(M, g * Q)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)  # under autocast y is coarser, and stays so, as in nn.Linear
