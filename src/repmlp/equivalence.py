@@ -116,7 +116,8 @@ def verify(
         inputs = example_inputs(a)
     a, b = copy.deepcopy(a).eval(), copy.deepcopy(b).eval()
     dtype = max((_dtype(a), _dtype(b)), key=lambda dtype: torch.finfo(dtype).eps)
-    native, agree, images = _compare(a, b, inputs)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default it rounds float32 convs to 10 bits
+        native, agree, images = _compare(a, b, inputs)
     float64, _, _ = _compare(a.double(), b.double(), inputs)
     rows = [BlockError(name, native[name], float64[name]) for name in native]
     return EquivalenceReport(
