@@ -130,7 +130,7 @@ class LocalPerceptron(nn.Module):
         if len(convs) == 1:
             return convs[0]
         kh, kw = self.kernel_size
-        kernel = torch.stack([_center(kernel, kh, kw) for kernel, _ in convs]).sum(0)
+        kernel = torch.stack([center_kernel(kernel, kh, kw) for kernel, _ in convs]).sum(0)
         return kernel, torch.stack([bias for _, bias in convs]).sum(0)
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
 
 
-def _center(kernel: Tensor, kh: int, kw: int) -> Tensor:
+def center_kernel(kernel: Tensor, kh: int, kw: int) -> Tensor:
     """Zero-pad a kernel (O, C/g, .., ..) to kh x kw with the same center."""
     top, left = (kh - kernel.shape[2]) // 2, (kw - kernel.shape[3]) // 2
     return F.pad(kernel, (left, left, top, top))

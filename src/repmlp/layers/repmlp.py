@@ -11,6 +11,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..functional import pad_to_multiple, partition_map, unpartition_map
+from .moments import check_batch_statistics, forward_from_moments, takes_moments
 from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
 
 
@@ -37,6 +38,10 @@ class RepMLP(nn.Module):
         pad: zero-pad a feature map that is no multiple of the partition, and crop the output.
         global_perceptron: off for a block without one (an ablation).
         deploy: build the deploy form, to load converted weights into.
+        batch_statistics: where the BNs beside FC3 and the convs take their statistics from in training:
+            the outputs of the "branches", or the "moments" of the partition map, in which case FC3 and
+            the convs are merged for every step; "auto" is the faster one for the shape. The results
+            are equal up to rounding. An attribute as well, that may be set at any time.
 
     Shape: (N, C, H, W) -> (N, O, H, W).
 
@@ -56,11 +61,13 @@ class RepMLP(nn.Module):
         pad: bool = False,
         global_perceptron: bool = True,
         deploy: bool = False,
+        batch_statistics: str = "auto",
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        check_batch_statistics(batch_statistics)
         (H, W), (h, w) = to_2tuple(feature_size), to_2tuple(partition_size)
         kernels = [to_2tuple(k) for k in kernel_sizes]
         check_sizes((H, W), (h, w), pad)
@@ -71,6 +78,7 @@ class RepMLP(nn.Module):
         self.feature_size, self.partition_size = (H, W), (h, w)
         self.pad = pad
         self.deploy = deploy
+        self.batch_statistics = batch_statistics
 
         padded = (H + -H % h, W + -W % w)
         self.global_perceptron = None
@@ -89,10 +97,21 @@ class RepMLP(nn.Module):
         if self.global_perceptron is not None:
             x = self.global_perceptron(x)  # (N, C, H, W)
         m = partition_map(x, self.partition_size)  # (N*P, C, h, w)
-        y = self.partition_perceptron(m)  # (N*P, O, h, w)
-        if self.local_perceptron is not None:
-            y = y + self.local_perceptron(m)
+        if self.training and not torch.jit.is_scripting() and self._takes_moments(m):
+            y = self._forward_from_moments(m)  # (N*P, O, h, w)
+        else:
+            y = self.partition_perceptron(m)  # (N*P, O, h, w)
+            if self.local_perceptron is not None:
+                y = y + self.local_perceptron(m)
         return unpartition_map(y, self.feature_size)  # (N, O, H, W)
+
+    @torch.jit.unused
+    def _takes_moments(self, m: Tensor) -> bool:
+        return takes_moments(self.batch_statistics, m, self.partition_perceptron, self.local_perceptron)
+
+    @torch.jit.unused
+    def _forward_from_moments(self, m: Tensor) -> Tensor:
+        return forward_from_moments(m, self.partition_perceptron, self.local_perceptron)
 
     def equivalent_fc3(self) -> tuple[Tensor, Tensor]:
         """FC3's kernel (g, O/g*h*w, C/g*h*w) and bias (O*h*w) as they would be after the merge.

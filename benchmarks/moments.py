@@ -1,0 +1,111 @@
+"""A training step of a block: the batch statistics from the branches' outputs, or from the moments of their input.
+
+Forward and backward of blocks of the papers' networks by batch size, and what ``batch_statistics="auto"``
+would choose: CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this table.
+
+    python benchmarks/moments.py
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from common import milliseconds, table, write
+
+from repmlp import RepMLP
+from repmlp.deploy import time_interleaved
+from repmlp.functional import moments_pay
+
+
+@dataclass(frozen=True)
+class Shape:
+    """C = O channels, H = W pixels of the feature map, h = w of a partition, g groups, K sizes of the convs."""
+
+    C: int
+    H: int
+    h: int
+    g: int
+    kernel_sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"C={self.C}, {self.H} px, h=w={self.h}, g={self.g}, K={'-'.join(map(str, self.kernel_sizes))}"
+
+
+SHAPES = (
+    Shape(8, 32, 8, 2, (1, 3, 5, 7)),  # the pure MLP, half as wide
+    Shape(16, 32, 8, 2, (1, 3, 5, 7)),  # the pure MLP
+    Shape(16, 16, 8, 2, (1, 3, 5, 7)),
+    Shape(32, 16, 8, 2, (1, 3, 5, 7)),
+    Shape(32, 8, 8, 2, (1, 3, 5, 7)),
+    Shape(32, 56, 7, 8, (1, 3, 5)),  # RepMLP-ResNet
+    Shape(64, 28, 7, 8, (1, 3, 5)),
+    Shape(64, 14, 7, 8, (1, 3, 5)),
+    Shape(64, 24, 6, 4, (1, 3, 5)),  # the face network
+)
+BATCHES = (32, 128, 512)
+
+
+def training_step(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
+    C, H, h, g = shape.C, shape.H, shape.h, shape.g
+    block = RepMLP(C, C, H, h, shape.kernel_sizes, g, global_perceptron=False)  # the same both ways: left out
+    x, up = torch.randn(batch, C, H, H, requires_grad=True), torch.randn(batch, C, H, H)
+    inputs = (x, *block.parameters())
+
+    def step(batch_statistics: str) -> torch.Tensor:
+        block.batch_statistics = batch_statistics
+        y = block(x)
+        torch.autograd.grad(y, inputs, up)
+        return y.detach()
+
+    expected = step("branches")
+    difference = ((step("moments") - expected).norm() / expected.norm()).item()
+    times = time_interleaved({way: partial(step, way) for way in ("branches", "moments")}, rounds, warmup=1)
+    rows, features = batch * (H // h) ** 2, C // g * h * h
+    pays = moments_pay(rows, features, features, (h, h), [(K, K) for K in shape.kernel_sizes])
+    return {
+        "shape": str(shape),
+        "batch": batch,
+        "M": rows,
+        "I": features,
+        "branches": milliseconds(times["branches"]),
+        "moments": milliseconds(times["moments"]),
+        "ratio": round(times["branches"].median / times["moments"].median, 2),
+        "auto": "moments" if pays else "branches",
+        "relative difference": difference,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="counted calls of each alternative, in turn")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="images a step")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    results = [training_step(shape, batch, args.rounds) for shape in SHAPES for batch in args.batches]
+    ways = ("branches", "moments")
+    # What "auto" loses: its time over the better one's.
+    losses = [r[r["auto"]]["median"] / min(r[way]["median"] for way in ways) for r in results]
+    header = ["shape", "batch", "M", "I", "branches", "moments", "ratio", "auto", "right"]
+    cells = [
+        [
+            *(str(r[key]) for key in ("shape", "batch", "M", "I")),
+            *(f"{r[way]['median']:.1f}" for way in ways),
+            f"{r['ratio']:.2f}",
+            r["auto"],
+            "yes" if loss == 1 else f"{loss:.2f} slower",
+        ]
+        for r, loss in zip(results, losses, strict=True)
+    ]
+    text = (
+        "Forward and backward of a block in training (ms, median; ratio: branches over moments):\n\n"
+        f"{table(header, cells)}\n\n"
+        f"`auto` takes at most {max(losses):.2f} times as long as the better way, "
+        f"{sum(losses) / len(losses):.2f} on average."
+    )
+    write("moments", {"dtype": "float32", "warmup": 1, "rounds": args.rounds}, results, text)
+
+
+if __name__ == "__main__":
+    main()
