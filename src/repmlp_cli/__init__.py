@@ -12,6 +12,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
 from keyword import iskeyword
+from typing import get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -61,15 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:
-    """Let a user write --data-root for --data_root, and --overwrite for --overwrite=true."""
-    switches = {field.name for field in fields(COMMANDS[command]) if field.type is bool} if command else set()
-    words = []
+    """Let a user write --data-root for --data_root, --overwrite for --overwrite=true, and lists without brackets."""
+    kinds = {field.name: field.type for field in fields(COMMANDS[command])} if command else {}
+    words, before = [], ""  # the flag that waits for its value
     for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = f"--{name[2:].replace('-', '_')}"
-            if name[2:] in switches and not equals and following not in ("true", "false"):
+        if word.startswith("--"):
+            before = name[2:].replace("-", "_")
+            name = f"--{before}"
+            if kinds.get(before) is bool and not equals and following not in ("true", "false"):
                 equals, value = "=", "true"
+        else:
+            name, equals, value = "", "", word
+        if value and get_origin(kinds.get(before)) is list and not value.startswith("["):
+            value = f"[{value}]"
+        if value:
+            before = ""
         words.append(f"{name}{equals}{value}")
     return words
 

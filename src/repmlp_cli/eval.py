@@ -1,9 +1,11 @@
 """`repmlp eval`"""
 
 from accelerate import Accelerator
+from torch import nn
 
-from repmlp import is_reparameterized, load_model
+from repmlp import is_reparameterized
 from repmlp.data import load_data
+from repmlp.deploy import ExportedModel, load
 from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Eval
 
@@ -11,16 +13,21 @@ from .console import say
 
 
 def run(settings: Eval) -> int:
-    model = load_model(settings.model)
+    model = load(settings.model)
     loader = build_test_loader(
         model, load_data(settings.data, settings.data_root), settings.batch_size, settings.workers
     )
     accelerator = Accelerator()
     model, loader = accelerator.prepare(model, loader)
     result = evaluate(model, loader, accelerator)
-    form = "deploy" if is_reparameterized(accelerator.unwrap_model(model)) else "training"
     say(
-        f"{settings.model} ({form} form) on {settings.data}: {result.correct} of {result.images} right, "
-        f"[bold]{result.accuracy:.2%}[/] top-1 (loss {result.loss:.4f})"
+        f"{settings.model} ({kind(accelerator.unwrap_model(model))}) on {settings.data}: "
+        f"{result.correct} of {result.images} right, [bold]{result.accuracy:.2%}[/] top-1 (loss {result.loss:.4f})"
     )
     return 0
+
+
+def kind(model: nn.Module) -> str:
+    if isinstance(model, ExportedModel):
+        return f"exported to {model.format}"
+    return "deploy form" if is_reparameterized(model) else "training form"

@@ -3,15 +3,15 @@
 import torch
 from timm.data import resolve_data_config
 
-from repmlp import load_model
 from repmlp.data import eval_transform, open_image
+from repmlp.deploy import load
 from repmlp_settings import Predict
 
 from .console import table
 
 
 def run(settings: Predict) -> int:
-    model = load_model(settings.model)
+    model = load(settings.model)
     names = model.pretrained_cfg.get("label_names") or [str(i) for i in range(model.num_classes)]
     transform = eval_transform(resolve_data_config(model=model))
     images = [transform(open_image(path)) for path in settings.images]

@@ -33,6 +33,8 @@ class Train:
         weight_decay: On weights, not on biases and batch norms.
         warmup_epochs: Epochs of linear warm-up.
         label_smoothing: Of the cross-entropy loss.
+        qat: Train the last epochs for int8: the merged FC3 rounded, batch norms frozen.
+        qat_fraction: Part of the epochs that --qat takes.
         precision: Mixed precision: no, bf16 or fp16.
         workers: Processes that load images; 0 loads in this one.
         seed: Of everything random.
@@ -59,6 +61,8 @@ class Train:
     weight_decay: float = 1e-4
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
+    qat: bool = False
+    qat_fraction: float = 0.2
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 0
     seed: int = 0
@@ -113,7 +117,7 @@ class Eval:
     """Top-1 accuracy of a model on the test images of a data set.
 
     Args:
-        model: Model folder or run folder.
+        model: Model folder, run folder or exported file.
         data: Data set; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         batch_size: Images per step.
@@ -132,7 +136,7 @@ class Predict:
     """Label names and probabilities for image files.
 
     Args:
-        model: Model folder or run folder.
+        model: Model folder, run folder or exported file.
         images: Image files.
         top: Labels to list for each image.
     """
@@ -191,13 +195,99 @@ class Import:
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a model as one file for another engine, and run that file to prove that it computes the same.
+
+    Args:
+        model: Model folder or run folder; one in training form is converted first, with proof.
+        output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 beside the model.
+        format: onnx, openvino, torch (a program of torch.export) or aoti (compiled for CPUs like this one).
+        opset: Of ONNX; by default 20.
+        no_convert: Refuse a model in training form instead of converting it.
+        data: Data set to compare on too, besides random images; see `repmlp train --help`.
+        data_root: Folder that holds the data set.
+        images: Compare on this many test images of --data.
+        overwrite: Replace a file that exists already.
+    """
+
+    model: str
+    output: str | None = field(default=None, metadata={"nargs": "?"})
+    format: Literal["onnx", "openvino", "torch", "aoti"] = "onnx"
+    opset: int | None = None
+    no_convert: bool = False
+    data: str | None = None
+    data_root: str | None = None
+    images: int = 64
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Write a model in int8 and measure what that costs; no file if it costs more accuracy than is allowed.
+
+    Args:
+        model: Model folder or run folder; one in training form is converted first, with proof.
+        output: File to write, by default int8.onnx, or int8.torchscript, beside the model.
+        data: Data set to measure accuracy on, and to calibrate on; see `repmlp train --help`.
+        data_root: Folder that holds the data set.
+        method: static (activations measured on calibration images) or dynamic; by default static, for torch dynamic.
+        engine: onnxruntime or torch.
+        calibration_images: Training images to calibrate on, for static.
+        max_drop: Points of top-1 accuracy that int8 may lose.
+        reduce_range: Weights of 7 bits, for x86 CPUs without VNNI; always so if this CPU is one.
+        batch_size: Images per step of the measurement.
+        overwrite: Replace a file that exists already.
+    """
+
+    model: str
+    output: str | None = field(default=None, metadata={"nargs": "?"})
+    data: str = field(kw_only=True, metadata={"required": True})
+    data_root: str | None = None
+    method: Literal["static", "dynamic"] | None = None
+    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    calibration_images: int = 256
+    max_drop: float = 0.5
+    reduce_range: bool = False
+    batch_size: int = 256
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Latency and throughput of networks, forms and engines, interleaved in one run, outputs compared first.
+
+    Args:
+        models: Model folders, run folders, exported files, or names (timm's too: resnet50 runs with its BNs folded).
+        engines: Of training (the form before conversion), pytorch, channels_last, compile, onnxruntime, openvino.
+        batches: Images per call.
+        threads: Of every engine; by default one per core.
+        rounds: Counted calls of each.
+        warmup: Calls of each before, not counted.
+        memory: Also measure peak memory, each in a process of its own.
+        output: Folder for bench.json and bench.png.
+    """
+
+    models: list[str] = field(metadata={"nargs": "+"})
+    engines: list[str] = field(default_factory=lambda: ["training", "pytorch"])
+    batches: list[int] = field(default_factory=lambda: [1, 16])
+    threads: int | None = None
+    rounds: int = 20
+    warmup: int = 3
+    memory: bool = False
+    output: str = "runs/bench"
+
+
 COMMANDS = {
     "demo": Demo,
     "train": Train,
     "convert": Convert,
+    "export": Export,
+    "quantize": Quantize,
     "verify": Verify,
     "eval": Eval,
     "predict": Predict,
     "info": Info,
+    "bench": Bench,
     "import": Import,
 }

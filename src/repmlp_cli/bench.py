@@ -1,0 +1,50 @@
+"""`repmlp bench`"""
+
+import json
+from pathlib import Path
+
+from repmlp.deploy.bench import bench
+from repmlp.deploy.machine import machine
+from repmlp.plot.throughput import plot_throughput
+from repmlp_settings import Bench
+
+from .console import say, table
+
+
+def run(settings: Bench) -> int:
+    output = Path(settings.output)
+    measurements = bench(
+        settings.models,
+        settings.engines,
+        settings.batches,
+        settings.threads,
+        settings.rounds,
+        settings.warmup,
+        settings.memory,
+        say,
+    )
+    about = {**machine(), "warmup": settings.warmup, "rounds": settings.rounds, "dtype": "float32"}
+    first = {m.batch: m.seconds.median for m in reversed(measurements)}
+    rows = [
+        [
+            m.model,
+            m.engine,
+            str(m.batch),
+            f"{m.seconds.median * 1e3:.1f} ({m.seconds.fastest * 1e3:.1f}..{m.seconds.slowest * 1e3:.1f})",
+            f"{m.images_per_second:.1f}",
+            f"{first[m.batch] / m.seconds.median:.2f}x",
+            *([f"{(m.peak_memory or 0) / 2**20:.0f}"] if settings.memory else []),
+            f"{m.complexity.macs / 1e6:.1f}" if m.complexity else "",
+            f"{m.error:.0e}",
+        ]
+        for m in measurements
+    ]
+    header = ["model", "engine", "batch", "ms per batch (range)", "images/s", "speed"]
+    header += [*(["peak MiB"] if settings.memory else []), "M MACs", "error"]
+    table(f"{about['cpu']}, {about['threads']} threads, median of {settings.rounds} interleaved rounds", header, rows)
+    output.mkdir(parents=True, exist_ok=True)
+    results = {"about": about, "results": [m.to_dict() for m in measurements]}
+    (output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot_throughput(measurements, output / "bench.png")
+    say(f"wrote {output}/bench.json and bench.png")
+    return 0

@@ -1,0 +1,44 @@
+"""`repmlp export`"""
+
+from pathlib import Path
+
+from repmlp import load_model, reparameterize, verify
+from repmlp.data import load_data
+from repmlp.deploy import SUFFIXES, export
+from repmlp.deploy.export import check_target, in_training_form
+from repmlp.training import build_test_loader
+from repmlp_settings import Export
+
+from .console import print_report, say
+from .convert import default_output
+
+
+def run(settings: Export) -> int:
+    beside_model = default_output(settings.model, "timm").with_name(f"deploy{SUFFIXES[settings.format]}")
+    file = Path(settings.output) if settings.output else beside_model
+    check_target(file, settings.format, settings.opset, settings.overwrite)
+    model = load_model(settings.model)
+    images = None
+    if settings.data:
+        loader = build_test_loader(model, load_data(settings.data, settings.data_root), settings.images)
+        images = next(iter(loader))[0]
+    if in_training_form(model) and not settings.no_convert:
+        deploy = reparameterize(model)
+        report = verify(model, deploy)
+        if not report:
+            print_report(report)
+            say("[red]the forms differ: nothing written[/]")
+            return 1
+        say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
+        model = deploy
+    done = export(model, file, settings.format, settings.opset, images, overwrite=settings.overwrite)
+    told = done.metadata
+    sizes = ", ".join(str(n) for n in told["input_size"])
+    say(
+        f"{done.format}{f' opset {done.opset}' if done.opset else ''}, float32, any batch: "
+        f"{told['input']} (batch, {sizes}) -> {told['output']} (batch, {told['num_classes']})"
+    )
+    for inputs, error in done.errors.items():
+        say(f"relative error against PyTorch on {inputs}: {error:.1e}")
+    say(f"wrote {file}, {done.size / 1e6:.1f} MB; next: repmlp eval {file} DATA")
+    return 0

@@ -1,0 +1,55 @@
+"""`repmlp quantize`"""
+
+from pathlib import Path
+
+from repmlp import load_model, reparameterize, verify
+from repmlp.data import load_data
+from repmlp.deploy import SUFFIXES, calibration_images, quantize
+from repmlp.deploy.export import in_training_form
+from repmlp.deploy.quantize import FORMATS, check_target
+from repmlp.training import build_test_loader
+from repmlp_settings import Quantize
+
+from .console import print_report, say, table
+from .convert import default_output
+
+
+def run(settings: Quantize) -> int:
+    beside_model = default_output(settings.model, "timm").with_name(f"int8{SUFFIXES[FORMATS[settings.engine]]}")
+    file = Path(settings.output) if settings.output else beside_model
+    method = check_target(file, settings.engine, settings.method, settings.overwrite)
+    model = load_model(settings.model)
+    data = load_data(settings.data, settings.data_root)
+    test = build_test_loader(model, data, settings.batch_size)
+    calibration = calibration_images(model, data, settings.calibration_images) if method == "static" else None
+    if in_training_form(model):
+        deploy = reparameterize(model)
+        report = verify(model, deploy)
+        if not report:
+            print_report(report)
+            say("[red]the forms differ: nothing written[/]")
+            return 1
+        say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
+        model = deploy
+    done = quantize(
+        model,
+        file,
+        test,
+        calibration,
+        settings.engine,
+        method,
+        settings.max_drop,
+        settings.reduce_range,
+        settings.overwrite,
+    )
+    n = done.images
+    bits = "7-bit weights, for x86 CPUs without VNNI" if done.reduce_range else "8-bit weights"
+    rows = [
+        ["top-1", *(f"{right / n:.2%} ({right}/{n})" for right in (done.correct_before, done.correct))],
+        ["points lost", "", f"{done.drop:.2f} ({settings.max_drop:g} allowed)"],
+        ["same predictions", "", f"{done.agree} of {n}"],
+        ["MB", f"{done.size_before / 1e6:.2f}", f"{done.size / 1e6:.2f}"],
+    ]
+    table(f"{done.engine}, {done.method}, {bits}; {settings.data}", ["", "float32", "int8"], rows)
+    say(f"wrote {file}; next: repmlp eval {file} {settings.data}")
+    return 0

@@ -1,0 +1,124 @@
+"""`repmlp export`, and `repmlp eval` and `predict` on what it wrote."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+import repmlp
+from repmlp.data import load_data
+from repmlp.deploy import load_exported
+from repmlp_cli import main
+
+for engine in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+
+TINY = ["--img-size=8", "--model_args.channels=[4]", "--model_args.partition_size=4", "--model_args.kernel_sizes=[1,3]"]
+FILES = {"onnx": "deploy.onnx", "openvino": "deploy.xml", "torch": "deploy.pt2"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained network, its deploy form beside it, and that one exported to all formats."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", str(folder), "--epochs=1", "--hflip=0", "--lr=0.1", *TINY]) == 0
+    assert main(["convert", str(folder)]) == 0
+    for format in FILES:
+        assert main(["export", str(folder / "deploy"), "--format", format]) == 0
+    return folder
+
+
+@pytest.fixture
+def digit(tmp_path):
+    image, _ = load_data("digits").test[0]
+    image.resize((20, 24)).save(tmp_path / "digit.png")
+    return str(tmp_path / "digit.png")
+
+
+def say(capsys, arguments):
+    assert main(arguments) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_eval_and_predict_take_the_file_as_they_take_the_folder(run, digit, capsys, format):
+    file, folder = str(run / FILES[format]), str(run / "deploy")
+    correct = json.loads((run / "test.json").read_text())["correct"]
+    shown = say(capsys, ["eval", file, "digits"])
+    assert f"exported to {format}" in shown
+    assert f"{correct} of 360 right" in shown
+    assert shown.partition("right")[2] == say(capsys, ["eval", folder, "digits"]).partition("right")[2]
+    assert say(capsys, ["predict", file, digit]) == say(capsys, ["predict", folder, digit])
+    assert load_exported(file).metadata["label_names"] == [str(i) for i in range(10)]
+
+
+def test_a_training_form_is_converted_first_with_proof(run, tmp_path, capsys):
+    shown = say(capsys, ["export", str(run), str(tmp_path / "a.pt2"), "--format=torch", "--data=digits", "--images=7"])
+    assert "converted first: relative error" in shown
+    assert "equal within a relative error of 1e-04 (float32)" in shown
+    assert "torch, float32, any batch: images (batch, 1, 8, 8) -> logits (batch, 10)" in shown
+    assert "relative error against PyTorch on random images, batch 5" in shown
+    assert "on 7 given images" in shown
+    assert f"next: repmlp eval {tmp_path / 'a.pt2'}" in shown
+
+
+def test_the_default_output_is_beside_the_model(run, capsys):
+    for model in (run, run / "model", run / "deploy"):
+        shown = say(capsys, ["export", str(model), "--format=torch", "--overwrite"])
+        assert f"wrote {run / 'deploy.pt2'}" in shown
+        assert ("converted first" in shown) == (model != run / "deploy")
+
+
+@pytest.mark.parametrize("switch", [["--no-convert"], ["--no_convert", "true"]])
+def test_no_convert_refuses_a_training_form_and_says_why(run, tmp_path, capsys, switch):
+    assert main(["export", str(run), str(tmp_path / "a.onnx"), *switch]) == 2
+    error = capsys.readouterr().err
+    assert "is in training form: its file would run every conv and batch norm" in error
+    assert "leaving --no-convert out" in error
+    assert main(["export", str(run / "deploy"), str(tmp_path / "a.pt2"), "--format=torch", *switch]) == 0
+
+
+def test_nothing_is_written_if_the_forms_differ(run, tmp_path, capsys, monkeypatch):
+    def wrong(model):
+        deploy = repmlp.reparameterize(model)
+        with torch.no_grad():
+            deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
+        return deploy
+
+    monkeypatch.setattr("repmlp_cli.export.reparameterize", wrong)
+    assert main(["export", str(run), str(tmp_path / "a.onnx")]) == 1
+    assert "the forms differ: nothing written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_opset_is_said(run, tmp_path, capsys):
+    shown = say(capsys, ["export", str(run), str(tmp_path / "a.onnx"), "--opset=21"])
+    assert "onnx opset 21, float32, any batch" in shown
+
+
+def test_errors_are_one_line_that_says_what_to_do(run, tmp_path, capsys, monkeypatch):
+    def error(*arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ")
+        return shown
+
+    assert "deploy.onnx exists already" in error("export", run / "deploy")
+    assert "there is no model folder" in error("export", tmp_path / "nothing" / "m")
+    assert "end it in .onnx for onnx" in error("export", run, tmp_path / "a.xml")
+    assert "use 18 or later" in error("export", run, tmp_path / "a.onnx", "--opset=9")
+    assert "there is no exported file" in error("eval", tmp_path / "a.onnx", "digits")
+    assert "there is no exported file" in error("predict", tmp_path / "a.pt2", "x.png")
+    (tmp_path / "b.onnx").write_bytes((run / "deploy.onnx").read_bytes()[:99])
+    assert "is damaged, or no onnx file" in error("eval", tmp_path / "b.onnx", "digits")
+    (tmp_path / "c.txt").write_text("hello")
+    assert "is no exported file by its name" in error("predict", tmp_path / "c.txt", "x.png")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'repmlp[onnx]'" in error("export", run, tmp_path / "a.onnx")
+    assert "pip install 'repmlp[onnx]'" in error("eval", run / "deploy.onnx", "digits")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "pip install 'repmlp[openvino]'" in error("export", run, tmp_path / "a.xml", "--format=openvino")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.onnx", "c.txt"]

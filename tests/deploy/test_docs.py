@@ -1,0 +1,58 @@
+"""The code in docs/deploy.md runs files without this package, and to the same logits."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import resolve_data_config
+
+import repmlp
+from repmlp.data import eval_transform, open_image
+from repmlp.deploy import export
+from weights import randomize
+
+for engine in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+
+DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
+PREPARE, *SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+FILES = ("deploy.onnx", "deploy.xml", "deploy.pt2")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {"channels": (4,), "img_size": 8, "partition_size": 4, "kernel_sizes": (1, 3)}
+    cfg = {"label_names": ["a", "b", "c"], "input_size": (3, 8, 8), "crop_pct": 0.8}
+    model = timm.create_model("repmlp_cifar", num_classes=3, pretrained_cfg_overlay=cfg, **sizes)
+    return repmlp.reparameterize(randomize(model))
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for file in FILES:
+        export(model, folder / file)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    return folder
+
+
+@pytest.mark.parametrize("i", range(len(FILES)), ids=FILES)
+def test_a_snippet_gives_the_logits_of_the_model(model, folder, i, monkeypatch, capsys):
+    assert len(SNIPPETS) == len(FILES)
+    assert FILES[i] in SNIPPETS[i]
+    assert "import repmlp" not in PREPARE + SNIPPETS[i]
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(PREPARE + SNIPPETS[i], names)
+    with torch.no_grad():
+        expected = model(eval_transform(resolve_data_config(model=model))(open_image("image.png"))[None])
+    np.testing.assert_allclose(names["logits"], expected.numpy(), rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert capsys.readouterr().out.strip() == "abc"[expected.argmax()]

@@ -1,0 +1,429 @@
+"""Exported files compute what the network computes, say what they are, and are not there if they do not."""
+
+import copy
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+
+import repmlp
+from repmlp.deploy import SUFFIXES, compare, export, load, load_exported
+from weights import randomize
+
+onnx = pytest.importorskip("onnx")
+for engine in ("onnxscript", "onnxruntime", "openvino"):  # found, not imported: how they are imported matters
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+
+FORMATS = ("onnx", "openvino", "torch")
+LABELS = ["cat", 'an "odd" <one> & so on', "zwölf\n"]
+NETWORKS = {
+    "repmlp_cifar": {"channels": (4,), "img_size": 8, "partition_size": 4, "kernel_sizes": (1, 3)},  # P = 4
+    # 8x8 and 4x4 in c3 and c4, padded to partitions of 7x7: P = 4 and 1
+    "repmlp_resnet50_light": {"img_size": 64, "channels": (16, 32, 64, 128), "layers": (1, 2, 2, 1)},
+    "repmlpnet_t224": {
+        "img_size": 64,
+        "channels": (8, 16),
+        "depths": (1, 1),
+        "share_sets": (1, 4),
+        "partition_sizes": (16, 4),  # the maps are 16x16 and 8x8: P = 1 and 4
+    },
+}
+
+
+def deployed(name: str = "repmlp_cifar", **changes) -> nn.Module:
+    size = NETWORKS[name]["img_size"]
+    cfg = {"label_names": LABELS, "input_size": (3, size, size), "mean": (0.1, 0.2, 0.3), "crop_pct": 0.9}
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, pretrained_cfg_overlay=cfg, **{**NETWORKS[name], **changes})
+    return repmlp.reparameterize(randomize(model))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {name: deployed(name) for name in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def files(networks, tmp_path_factory):
+    """Every network in every format."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {
+        (name, format): export(model, folder / f"{name}{SUFFIXES[format]}").file
+        for name, model in networks.items()
+        for format in FORMATS
+    }
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def size_of(model):
+    return timm.models.get_model_input_config(model)["input_size"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_a_file_computes_what_the_network_computes(networks, files, name, format):
+    model, exported = networks[name], load_exported(files[name, format], threads=1)
+    for n in (1, 2, 5):
+        x = torch.randn(n, *size_of(model))
+        assert exported(x).shape == (n, 3)
+        assert relative_error(exported(x), model(x)) < 1e-4
+    assert exported(x.double()).dtype == torch.float32  # what the files compute in
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_says_how_to_prepare_images_and_what_the_outputs_mean(networks, files, format):
+    model, exported = networks["repmlp_cifar"], load_exported(files["repmlp_cifar", format])
+    assert exported.num_classes == 3
+    assert exported.metadata["label_names"] == LABELS
+    assert exported.metadata["architecture"] == "repmlp_cifar"
+    assert exported.metadata["made_by"] == f"repmlp {repmlp.__version__}"
+    assert resolve_data_config(model=exported) == resolve_data_config(model=model)
+    assert exported.metadata["mean"] == [0.1, 0.2, 0.3]
+    assert "format=" + format in repr(exported)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_is_one_file_and_names_nothing_of_the_machine(files, format):
+    for name in NETWORKS:
+        file = files[name, format]
+        parts = sorted(path.suffix for path in file.parent.glob(f"{name}.*") if format_by(path) == format)
+        assert parts == ([".bin", ".xml"] if format == "openvino" else [file.suffix])
+        assert str(Path(repmlp.__file__).parents[1]).encode() not in file.read_bytes()
+        assert str(Path(timm.__file__).parents[1]).encode() not in file.read_bytes()
+
+
+def format_by(path):
+    return {".onnx": "onnx", ".pt2": "torch"}.get(path.suffix, "openvino")
+
+
+def test_the_onnx_file_has_the_opset_and_names_that_are_promised(files, networks, tmp_path):
+    for name in NETWORKS:
+        model = onnx.load(files[name, "onnx"])
+        onnx.checker.check_model(model, full_check=True)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+        (images,), (logits,) = model.graph.input, model.graph.output
+        batch, *size = images.type.tensor_type.shape.dim
+        assert (images.name, batch.dim_param, [d.dim_value for d in size]) == (
+            "images",
+            "batch",
+            list(size_of(networks[name])),
+        )
+        assert (logits.name, logits.type.tensor_type.shape.dim[0].dim_param) == ("logits", "batch")
+        assert [entry.key for entry in model.metadata_props] == ["repmlp"]
+        assert not any(node.metadata_props for node in model.graph.node)  # the exporter's notes
+    done = export(networks["repmlp_cifar"], tmp_path / "a.onnx", opset=18)
+    assert done.opset == onnx.load(done.file).opset_import[0].version == 18
+
+
+def test_the_onnx_file_of_a_pure_mlp_has_no_conv_larger_than_1x1_and_no_batch_norm(files):
+    graph = onnx.load(files["repmlp_cifar", "onnx"]).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    convs = [shapes[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+    assert convs
+    assert all(kernel[2:] == [1, 1] for kernel in convs)
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+
+
+def test_the_openvino_file_has_the_names_that_are_promised(files, networks):
+    import openvino
+
+    for name in NETWORKS:
+        model = openvino.Core().read_model(files[name, "openvino"])
+        assert model.input("images").partial_shape == openvino.PartialShape([-1, *size_of(networks[name])])
+        assert model.output("logits").partial_shape == openvino.PartialShape([-1, 3])
+
+
+@pytest.mark.parametrize("format", ["torch", "openvino"])
+def test_real_images_are_compared_too(networks, tmp_path, format):
+    images = torch.rand(3, *size_of(networks["repmlp_cifar"]))
+    done = export(networks["repmlp_cifar"], tmp_path / f"a{SUFFIXES[format]}", images=images)
+    wanted = ["random images, batch 1", "random images, batch 2", "random images, batch 5", "3 given images"]
+    assert list(done.errors) == wanted
+    assert max(done.errors.values()) < 1e-4
+    assert done.format == format
+    assert done.size == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_file_is_float32_whatever_the_model_is(tmp_path, dtype):
+    model = deployed().to(dtype)
+    exported = load_exported(export(model, tmp_path / "a.pt2").file)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert relative_error(exported(x), model.float()(x)) < 1e-6
+    assert next(deployed().to(dtype).parameters()).dtype == dtype  # the model itself is not changed
+
+
+def test_a_timm_model_that_has_nothing_to_convert_is_exported_as_it_is(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4).eval()
+    done = export(model, tmp_path / "a.pt2")
+    assert max(done.errors.values()) < 1e-4
+    assert "label_names" not in done.metadata
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_computes_something_else_is_not_kept(networks, tmp_path, monkeypatch, format):
+    """The last bias of what is exported is off by a thousandth of the outputs."""
+    module = sys.modules["repmlp.deploy.export"]  # the package's attribute of that name is the function
+    trace = module.trace
+
+    @torch.no_grad()
+    def trace_another(model):
+        other = copy.deepcopy(model)
+        other.head.fc.bias += 1e-3 * model(torch.randn(8, 3, 8, 8)).abs().mean()
+        return trace(other)
+
+    monkeypatch.setattr(module, "trace", trace_another)
+    file = tmp_path / f"a{SUFFIXES[format]}"
+    with pytest.raises(ValueError, match=r"does not compute what the network computes, .* allowed 1e-04"):
+        export(networks["repmlp_cifar"], file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_not_agreement(networks, tmp_path, monkeypatch):
+    broken = deployed()
+    with torch.no_grad():
+        broken.head.fc.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="relative error inf on random images, batch 1"):
+        export(broken, tmp_path / "a.pt2")
+    assert compare(networks["repmlp_cifar"], broken)["random images, batch 2"] == float("inf")
+
+
+def test_a_failed_export_leaves_the_earlier_file(networks, tmp_path, monkeypatch):
+    file = export(networks["repmlp_cifar"], tmp_path / "a.pt2").file
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="not kept"):
+        export(networks["repmlp_cifar"], file, tolerance=-1.0, overwrite=True)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_existing_files(networks, tmp_path):
+    file = tmp_path / "a.pt2"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError, match="pass --overwrite to replace a file"):
+        export(networks["repmlp_cifar"], file)
+    assert file.read_text() == "mine"
+    export(networks["repmlp_cifar"], file, overwrite=True)
+    load_exported(file)
+
+
+def test_existing_weights_of_another_file_and_a_folder_are_not_overwritten(networks, tmp_path):
+    (tmp_path / "a.bin").write_text("mine")
+    (tmp_path / "b.onnx").mkdir()
+    with pytest.raises(FileExistsError, match=r"a\.bin exists already"):
+        export(networks["repmlp_cifar"], tmp_path / "a.xml")
+    with pytest.raises(FileExistsError, match=r"b\.onnx exists already"):
+        export(networks["repmlp_cifar"], tmp_path / "b.onnx", overwrite=True)
+
+
+def test_the_training_form_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"training form: .* merged into FCs.*repmlp\.reparameterize"):
+        export(timm.create_model("repmlp_cifar"), tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("a.tflite", {}, "those end in .onnx, .xml, .aoti.pt2, .pt2"),
+        ("a.xml", {"format": "onnx"}, "ends as openvino files do: end it in .onnx for onnx"),
+        ("a.pt2", {"format": "aoti"}, "end it in .aoti.pt2 for aoti"),
+        ("a.onnx", {"format": "tensorrt"}, "unknown format 'tensorrt': there are onnx, openvino, aoti, torch"),
+        ("a.pt2", {"opset": 20}, "torch files have no opset"),
+        ("a.onnx", {"opset": 17}, "opset 17 is too old for this exporter: use 18 or later"),
+    ],
+)
+def test_arguments_that_do_not_fit(networks, tmp_path, file, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(networks["repmlp_cifar"], tmp_path / file, **options)
+
+
+def test_an_opset_that_the_exporter_does_not_know(networks, tmp_path):
+    with pytest.raises(ValueError, match="the exporter cannot write opset 99, only 18"):
+        export(networks["repmlp_cifar"], tmp_path / "a.onnx", opset=99)
+
+
+def test_a_model_that_is_not_of_timm(tmp_path):
+    with pytest.raises(ValueError, match=r"Sequential was not made by timm\.create_model"):
+        export(nn.Sequential(nn.Flatten()), tmp_path / "a.onnx")
+
+
+class Eigenvalues(nn.Module):
+    """An operator that ONNX and OpenVINO lack."""
+
+    def forward(self, x):
+        return torch.linalg.eigvals(x.reshape(-1, 4, 4)).real
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1)
+
+
+@pytest.mark.parametrize(
+    ("head", "format", "message"),
+    [
+        (Eigenvalues(), "onnx", r"onnx cannot express this CifarNet: .*linalg_eig"),
+        (Eigenvalues(), "openvino", r"openvino cannot express this CifarNet: .*linalg_eig|view_as_real"),
+        (FixedBatch(), "torch", r"torch cannot express this CifarNet: .*batch"),
+    ],
+)
+def test_an_operator_that_a_format_lacks(tmp_path, head, format, message):
+    model = deployed()
+    model.head = head
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / f"a{SUFFIXES[format]}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "extra"),
+    [
+        ("onnxruntime", "a.onnx", "onnx"),
+        ("onnx", "a.onnx", "onnx"),
+        ("onnxscript", "a.onnx", "onnx"),
+        ("openvino", "a.xml", "openvino"),
+    ],
+)
+def test_a_package_that_is_not_installed(networks, tmp_path, monkeypatch, module, file, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"needs {module}, which cannot be imported: pip install 'repmlp\[{extra}\]'"):
+        export(networks["repmlp_cifar"], tmp_path / file)
+
+
+def test_reading_needs_only_the_engine(files, monkeypatch):
+    for module in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, module, None)
+    load_exported(files["repmlp_cifar", "onnx"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install 'repmlp\[onnx\]'"):
+        load_exported(files["repmlp_cifar", "onnx"])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"pip install 'repmlp\[openvino\]'"):
+        load_exported(files["repmlp_cifar", "openvino"])
+
+
+def test_no_engine_reports_its_use(files):
+    """onnxruntime and openvino send statistics, unless they are told otherwise before they are imported."""
+    load_exported(files["repmlp_cifar", "openvino"])
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert sys.modules["openvino.tools.ovc.convert_impl"].tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_damaged_file(files, tmp_path, format):
+    whole = files["repmlp_cifar", format].read_bytes()
+    file = tmp_path / f"a{SUFFIXES[format]}"
+    for content in (whole[: len(whole) // 2], whole[:10], b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a{SUFFIXES[format]} is damaged, or no {format} file"):
+            load_exported(file)
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_openvino_weights_that_are_missing_or_cut_short(files, tmp_path, kept):
+    file = shutil.copy(files["repmlp_cifar", "openvino"], tmp_path / "a.xml")
+    if kept:
+        weights = files["repmlp_cifar", "openvino"].with_suffix(".bin").read_bytes()
+        (tmp_path / "a.bin").write_bytes(weights[:kept])
+    with pytest.raises(ValueError, match=r"a\.xml is damaged"):
+        load_exported(file)
+
+
+def test_a_file_of_another_origin(files, tmp_path):
+    model = onnx.load(files["repmlp_cifar", "onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="does not say which images it takes"):
+        load_exported(tmp_path / "a.onnx")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no exported file .*a\.onnx"):
+        load(tmp_path / "a.onnx")
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+        load(tmp_path / "a")
+
+
+def test_load_takes_folders_and_files(networks, files, tmp_path):
+    repmlp.save_model(networks["repmlp_cifar"], tmp_path / "m")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = load(tmp_path / "m")(x)
+        assert relative_error(load(files["repmlp_cifar", "onnx"])(x), expected) < 1e-6
+        assert relative_error(load(files["repmlp_cifar", "torch"]).eval().train()(x), expected) < 1e-6
+
+
+def test_images_of_another_size_are_refused(files):
+    for format in FORMATS:
+        with pytest.raises(ValueError, match=r"got images of shape \[2, 3, 9, 9\], but takes \(N, 3, 8, 8\)"):
+            load_exported(files["repmlp_cifar", format])(torch.randn(2, 3, 9, 9))
+
+
+def test_threads_of_pytorch_are_set(files):
+    before = torch.get_num_threads()
+    try:
+        load_exported(files["repmlp_cifar", "torch"], threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_a_compiled_program(tmp_path):
+    model = deployed()
+    done = export(model, tmp_path / "a.aoti.pt2")
+    exported = load_exported(done.file)
+    assert exported.format == done.format == "aoti"
+    assert exported.metadata["label_names"] == LABELS
+    for n in (1, 2, 5):
+        x = torch.randn(n, 3, 8, 8)
+        with torch.no_grad():
+            assert relative_error(exported(x), model(x)) < 1e-4
+    damaged = tmp_path / "b.aoti.pt2"
+    damaged.write_bytes(done.file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is damaged, or no aoti file"):
+        load_exported(damaged)
+
+
+class RunsCode:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+def test_a_pickle_in_a_program_is_not_executed(networks, tmp_path, monkeypatch):
+    proof, file = tmp_path / "proof", tmp_path / "net.pt2"
+    export(networks["repmlp_cifar"], file)
+    evil = io.BytesIO()
+    torch.save(RunsCode(proof), evil)
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, evil.getvalue() if name.endswith("sample_inputs/model.pt") else data)
+    before = dict(os.environ)
+    with pytest.raises(ValueError, match="is damaged, or no torch file"):
+        load_exported(file)
+    assert not proof.exists()
+    assert dict(os.environ) == before
+    monkeypatch.setattr("torch._export.serde.serialize.log.disabled", True)  # its warning is malformed
+    with pytest.raises(AssertionError, match="expected tuple or dict"):  # the file is dangerous indeed
+        torch.export.load(file)
+    assert proof.exists()
