@@ -3,6 +3,7 @@
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
+from .quantization_aware import freeze_norms, repmlp_blocks, simulate_int8
 from .repmlp import RepMLP
 from .repmlp_v2 import GlobalPerceptronV2, PartitionPerceptronV2, RepMLPv2
 
@@ -16,4 +17,7 @@ __all__ = [
     "PartitionPerceptronV2",
     "RepMLP",
     "RepMLPv2",
+    "freeze_norms",
+    "repmlp_blocks",
+    "simulate_int8",
 ]

@@ -23,6 +23,7 @@ from repmlp_settings import Train
 
 from ..checkpoint import check_architecture, check_free, load_model, remove, save_model
 from ..data import ImageData, Transformed, eval_transform, hold_out, load_data, train_transform
+from ..layers import freeze_norms, repmlp_blocks, simulate_int8
 from .evaluate import Evaluation, evaluate
 
 
@@ -70,6 +71,11 @@ def train(
     model so far in model/ with every epoch, and test.json at the end. Best is the highest accuracy on
     the images held out from training; the test images are looked at once, after training.
 
+    With ``qat`` the last epochs are quantization-aware training, as the authors advise it: FC3 as merged
+    is rounded as int8 will round it (:func:`repmlp.layers.simulate_int8`) and batch norms are frozen, so
+    that what is trained is what will be deployed. Of these epochs, held-out images see the rounded
+    network, and the best is kept. The weights that are written, and tested, are not rounded.
+
     Args:
         settings: what to train on what, and how.
         on_step, on_epoch: called with the progress.
@@ -82,11 +88,14 @@ def train(
     folder = Path(settings.output)
     check_architecture(settings.model)
     check_free(folder, "config.yaml", settings.overwrite)
+    first_qat_epoch = first_epoch_of_qat(settings)
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=settings.cpu)
     set_seed(settings.seed)
 
     data = load_data(settings.data, settings.data_root, settings.download)
     model = build_model(settings, data)
+    if settings.qat:
+        repmlp_blocks(model)  # an error now, not in the last epochs
     data_config = {**resolve_data_config(model=model), "mean": data.mean, "std": data.std}
     if settings.img_size is not None:
         data_config["input_size"] = (data.in_chans, settings.img_size, settings.img_size)
@@ -113,6 +122,11 @@ def train(
     for epoch in range(1, settings.epochs + 1):
         started, seen, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
         model.train()
+        if epoch == first_qat_epoch:
+            simulate_int8(accelerator.unwrap_model(model))
+            best = -math.inf  # what was best before was not trained for int8
+        if epoch >= first_qat_epoch:
+            freeze_norms(model)
         for x, labels in train_loader:
             logits = model(x)  # (N, classes)
             loss = loss_function(logits, labels)
@@ -165,6 +179,19 @@ def build_model(settings: Train, data: ImageData) -> nn.Module:
         return timm.create_model(**arguments)
     except TypeError as error:  # an argument that the network does not have
         raise ValueError(f"{settings.model} does not take these arguments: {error}") from error
+
+
+def first_epoch_of_qat(settings: Train) -> float:
+    """From which epoch on FC3 is trained as int8 will round it; infinity for never.
+
+    Raises:
+        ValueError: if ``qat_fraction`` is not a part of the epochs.
+    """
+    if not settings.qat:
+        return math.inf
+    if not 0 < settings.qat_fraction <= 1:
+        raise ValueError(f"qat_fraction {settings.qat_fraction} is no part of the epochs: use one in (0, 1]")
+    return settings.epochs + 1 - max(1, round(settings.qat_fraction * settings.epochs))
 
 
 def build_loaders(settings: Train, data: ImageData, data_config: dict) -> tuple[DataLoader, DataLoader, DataLoader]:

@@ -1,0 +1,47 @@
+"""How many images a second, against how much arithmetic, or how accurate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..deploy.bench import Measurement
+
+MARKERS = "osD^vPX"
+
+
+def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
+    """Draw throughput against test accuracy where all networks have one, else against MACs; returns the path.
+
+    One panel per batch size; a color per network, a marker per engine.
+    """
+    batches = sorted({m.batch for m in measurements})
+    models = list(dict.fromkeys(m.model for m in measurements))
+    engines = list(dict.fromkeys(m.engine for m in measurements))
+    measurements = [m for m in measurements if m.complexity]  # an exported file does not say its MACs
+    by_accuracy = all(m.accuracy is not None for m in measurements)
+    figure = Figure(figsize=(4.6 * len(batches), 4.4), layout="constrained")
+    for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
+        for m in measurements:
+            if m.batch == batch:
+                x = (
+                    m.accuracy * 100
+                    if by_accuracy and m.accuracy is not None
+                    else m.complexity.macs / 1e6
+                    if m.complexity
+                    else 0
+                )
+                color, marker = f"C{models.index(m.model)}", MARKERS[engines.index(m.engine) % len(MARKERS)]
+                axes.plot(x, m.images_per_second, marker, color=color, markersize=8)
+        axes.set(title=f"batch {batch}", xlabel="top-1 accuracy, %" if by_accuracy else "million MACs per image")
+        axes.set_ylabel("images per second")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    names = [(f"C{i}", "s", name) for i, name in enumerate(models)]
+    kinds = [("gray", MARKERS[i % len(MARKERS)], engine) for i, engine in enumerate(engines)]
+    for color, marker, label in (*names, *kinds):
+        axes.plot([], [], marker, color=color, label=label)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(image, dpi=150)
+    return image
