@@ -1,35 +1,14 @@
-"""What every benchmark says of itself: the machine, the versions, how it measured."""
+"""How every benchmark says what it measured, and where."""
 
 import json
-import platform
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from repmlp.deploy import Timing
+from repmlp.deploy.machine import machine
 
 HERE = Path(__file__).parent
-
-
-def processor() -> str:
-    """The CPU's name and what of its vector units matters here."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": date.today().isoformat(),
-        "cpu": processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def milliseconds(timing: Timing) -> dict[str, float]:
