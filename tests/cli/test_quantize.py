@@ -28,13 +28,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def digit(tmp_path):
-    image, _ = load_data("digits").test[0]
-    image.resize((20, 24)).save(tmp_path / "digit.png")
-    return str(tmp_path / "digit.png")
-
-
 def say(capsys, arguments):
     assert main(arguments) == 0
     return " ".join(capsys.readouterr().out.split())
@@ -47,7 +40,7 @@ def say(capsys, arguments):
         ("torch", ["--engine=torch"], "int8.torchscript", "torch, dynamic"),
     ],
 )
-def test_a_file_is_measured_written_and_run(run, digit, capsys, engine, options, file, told):
+def test_a_file_is_measured_written_and_run(run, tmp_path, capsys, monkeypatch, engine, options, file, told):
     shown = say(capsys, ["quantize", str(run), *DATA, *options])
     correct = json.loads((run / "test.json").read_text())["correct"]
     assert "converted first: relative error" in shown
@@ -58,7 +51,9 @@ def test_a_file_is_measured_written_and_run(run, digit, capsys, engine, options,
     before, right = re.findall(r"\((\d+)/360\)", shown)
     assert int(before) == correct
     assert f"{right} of 360 right" in say(capsys, ["eval", str(run / file), "digits"])
-    assert "digit.png" in say(capsys, ["predict", str(run / file), digit])
+    monkeypatch.chdir(tmp_path)
+    load_data("digits").test[0][0].resize((20, 24)).save("digit.png")
+    assert "digit.png" in say(capsys, ["predict", str(run / file), "digit.png"])
 
 
 def test_a_deploy_form_is_taken_as_it_is_and_dynamic_needs_no_calibration(run, tmp_path, capsys):

@@ -268,6 +268,13 @@ def test_an_onnx_file_needs_standard_operators_only(files, method):
     assert written.graph.node[-1].op_type != "DequantizeLinear"  # logits are not rounded
 
 
+def test_a_torchscript_file_has_every_fc_in_int8(files):
+    graph = str(torch.jit.load(files["torch", "dynamic"].file).inlined_graph)
+    assert "quantized::linear_dynamic" in graph
+    assert "aten::bmm" not in graph  # the grouped FC
+    assert "aten::linear" not in graph
+
+
 @pytest.mark.parametrize("engine", SUFFIX)
 def test_a_file_names_nothing_of_the_machine(files, engine):
     file = files[engine, "dynamic"].file
