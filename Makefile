@@ -8,7 +8,7 @@ demo: .venv/demo            ## train, convert, verify and time the pure MLP on h
 	$(BIN)/repmlp demo
 
 test: .venv/dev             ## the test suite
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/dev             ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -29,5 +29,5 @@ def run(settings: Eval) -> int:
 
 def kind(model: nn.Module) -> str:
     if isinstance(model, ExportedModel):
-        return f"exported to {model.format}"
+        return f"{'int8, ' if model.metadata.get('int8') else ''}exported to {model.format}"
     return "deploy form" if is_reparameterized(model) else "training form"

@@ -80,7 +80,7 @@ def _open_any(name: str) -> tuple[Any, float | None]:
 def deploy_form(model: nn.Module) -> nn.Module:
     """Ours converted; any other network with every BN folded that torch.fx finds behind a conv."""
     if next(convertible_modules(model), None) is None:
-        return fuse(copy.deepcopy(model).eval())
+        return _Folded(model)
     return model.eval() if is_reparameterized(model) else reparameterize(model)
 
 
@@ -111,7 +111,7 @@ def prepare(name: str, engines: Sequence[str], threads: int, folder: Path) -> li
         elif engine == "compile":
             runs[engine] = torch.compile(copy.deepcopy(deploy))
         else:
-            export(_described(deploy, model), sources[engine])
+            export(deploy, sources[engine])
             runs[engine] = load_exported(sources[engine], threads)
     counts = {form: complexity(m, _input_size(model)) for form, m in (("training", model), ("deploy", deploy))}
     return [
@@ -238,10 +238,15 @@ def _input_size(model: nn.Module) -> tuple[int, int, int]:
     return tuple(get_model_input_config(model)["input_size"])
 
 
-def _described(deploy: Any, model: Any) -> Any:
-    """torch.fx drops what timm says of a network; an exported file needs it."""
-    if not hasattr(deploy, "pretrained_cfg"):
-        for name in ("pretrained_cfg", "num_classes", "_traits", "in_chans"):
+class _Folded(nn.Module):
+    """A network of timm with its BNs folded; says of itself what timm says, which torch.fx drops."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.graph = fuse(copy.deepcopy(model).eval())
+        for name in ("pretrained_cfg", "num_classes", "in_chans", "_traits"):
             if hasattr(model, name):
-                setattr(deploy, name, getattr(model, name))
-    return deploy
+                setattr(self, name, getattr(model, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(x)

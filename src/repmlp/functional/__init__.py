@@ -1,6 +1,6 @@
 """The maths of RepMLP: tensors in, tensors out."""
 
-from .folding import fold_norm_after, fold_norm_before, norm_scale_shift, widen
+from .folding import fold_norm_after, fold_norm_before, norm_scale_shift, row_slices, widen
 from .grouped_linear import grouped_linear
 from .injection import add_conv_to_linear_, conv_to_linear
 from .moments import conv_taps, covariance, linear_moments, moments_pay, tap_moments
@@ -21,6 +21,7 @@ __all__ = [
     "norm_scale_shift",
     "pad_to_multiple",
     "partition_map",
+    "row_slices",
     "tap_moments",
     "unpartition_map",
     "widen",

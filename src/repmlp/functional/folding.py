@@ -6,6 +6,7 @@ return float64, so that a whole merge is rounded once, at its end, by whoever as
 one of them is differentiable.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from torch import Tensor
 def widen(x: Tensor) -> Tensor:
     """``x`` in float64 (in float32 on Apple's MPS, which has no float64)."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def row_slices(weight: Tensor, numel: int = 2**18) -> Iterator[slice]:
+    """Slices of the first axis of a weight that hold about ``numel`` numbers each: to widen it piece by piece."""
+    step = max(1, numel * weight.shape[0] // max(1, weight.numel()))
+    return (slice(start, start + step) for start in range(0, weight.shape[0], step))
 
 
 def norm_scale_shift(norm: Any) -> tuple[Tensor, Tensor]:

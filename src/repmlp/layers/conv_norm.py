@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import fold_norm_after, norm_scale_shift
+from ..functional import fold_norm_after, norm_scale_shift, row_slices
 
 
 class ConvNorm(nn.Module):
@@ -76,7 +76,10 @@ def fold_norm_(conv: nn.Conv2d, norm: Any) -> nn.Identity:
 
     Also for pairs that do not live in a :class:`ConvNorm`. Rounded once, to the conv's dtype.
     """
-    kernel, bias = fold_norm_after(conv.weight, conv.bias, *norm_scale_shift(norm))
-    conv.weight.copy_(kernel)
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    scale, shift = norm_scale_shift(norm)
+    bias = torch.empty_like(conv.weight[:, 0, 0, 0])
+    for rows in row_slices(conv.weight):  # float64 takes little memory
+        before = None if conv.bias is None else conv.bias[rows]
+        conv.weight[rows], bias[rows] = fold_norm_after(conv.weight[rows], before, scale[rows], shift[rows])
+    conv.bias = nn.Parameter(bias)
     return nn.Identity()

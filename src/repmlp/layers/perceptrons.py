@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_before, norm_scale_shift, widen
+from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_before, norm_scale_shift, row_slices, widen
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 
@@ -65,9 +65,9 @@ class GlobalPerceptron(nn.Module):
         if self.deploy:
             return
         scale, shift = (t.repeat_interleave(self.partitions) for t in norm_scale_shift(self.bn))  # (C*P)
-        weight, bias = fold_norm_before(self.fc1.weight, self.fc1.bias, scale, shift)
-        self.fc1.weight.copy_(weight)
-        self.fc1.bias.copy_(bias)
+        weight, bias = self.fc1.weight, self.fc1.bias
+        for rows in row_slices(weight):  # float64 takes little memory
+            weight[rows], bias[rows] = fold_norm_before(weight[rows], bias[rows], scale, shift)
         self.bn = nn.Identity()
         self.deploy = True
 
@@ -218,22 +218,23 @@ class PartitionPerceptron(nn.Module):
     def reparameterize(self, local: LocalPerceptron | None = None) -> None:
         """Merge BN and the convs of ``local`` into FC3, in place. Does nothing if that is done already.
 
-        The numbers of :meth:`equivalent_fc3`, made group by group: scratch is one group in float64.
+        The numbers of :meth:`equivalent_fc3`, made some output channels at a time: float64 takes little memory.
         """
         if self.deploy:
             return
         scale, shift = self._norm_scale_shift()
-        kernels: tuple[Tensor | None, ...] = (None,) * self.groups
+        kernel = None
         if local is not None:
             kernel, bias = local.equivalent_conv()
-            kernels = widen(kernel).chunk(self.groups)  # g of (O/g, C/g, kh, kw)
+            kernel = widen(kernel)  # (O, C/g, kh, kw)
             shift = shift + self._per_pixel(widen(bias))
-        weight = self.fc3.weight
-        for group, row_scale, group_kernel in zip(weight, scale.chunk(self.groups), kernels, strict=True):
-            merged = widen(group) * row_scale[:, None]  # (O/g*h*w, C/g*h*w)
-            if group_kernel is not None:
-                add_conv_to_linear_(merged[None], group_kernel, self.partition_size)
-            group.copy_(merged)
+        O, I = self.out_channels, self.fc3.weight.shape[2]
+        weight = self.fc3.weight.view(O, -1, I)  # (O, h*w, C/g*h*w): the rows of an output channel, whatever its group
+        for channels in row_slices(weight):
+            merged = widen(weight[channels]) * scale.view(O, -1, 1)[channels]
+            if kernel is not None:
+                add_conv_to_linear_(merged.view(1, -1, I), kernel[channels], self.partition_size)
+            weight[channels] = merged
         self.fc3.bias = nn.Parameter(shift.to(weight.dtype))
         self.bn = nn.Identity()
         self.deploy = True
