@@ -30,17 +30,17 @@ def run(settings: Bench) -> int:
             m.model,
             m.engine,
             str(m.batch),
-            f"{m.seconds.median * 1e3:.1f} ({m.seconds.fastest * 1e3:.1f}..{m.seconds.slowest * 1e3:.1f})",
+            f"{m.seconds.median * 1e3:.1f}",
+            f"{m.seconds.fastest * 1e3:.1f}..{m.seconds.slowest * 1e3:.1f}",
             f"{m.images_per_second:.1f}",
             f"{first[m.batch] / m.seconds.median:.2f}x",
             *([f"{(m.peak_memory or 0) / 2**20:.0f}"] if settings.memory else []),
-            f"{m.complexity.macs / 1e6:.1f}" if m.complexity else "",
-            f"{m.error:.0e}",
+            f"{m.complexity.macs / 1e6:.0f}" if m.complexity else "",
         ]
         for m in measurements
     ]
-    header = ["model", "engine", "batch", "ms per batch (range)", "images/s", "speed"]
-    header += [*(["peak MiB"] if settings.memory else []), "M MACs", "error"]
+    header = ["model", "engine", "batch", "ms", "range", "images/s", "speed"]
+    header += [*(["peak MiB"] if settings.memory else []), "M MACs"]
     table(f"{about['cpu']}, {about['threads']} threads, median of {settings.rounds} interleaved rounds", header, rows)
     output.mkdir(parents=True, exist_ok=True)
     results = {"about": about, "results": [m.to_dict() for m in measurements]}

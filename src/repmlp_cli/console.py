@@ -1,5 +1,6 @@
 """How the commands speak: tables, progress, reports."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ from repmlp.equivalence import EquivalenceReport
 from repmlp.training import Epoch, Step
 
 console = Console(highlight=False)
+if not console.is_terminal:  # rich takes a file for 80 characters wide
+    console.width = 120
 
 
 def say(text: str) -> None:
@@ -47,9 +50,10 @@ class TrainingProgress:
 
     def on_epoch(self, row: Epoch) -> None:
         if row.epoch % max(1, self.epochs // 10) == 0 or row.epoch == self.epochs:
+            held_out = f"held-out {row.val_loss:.4f} {row.val_accuracy:7.2%}   "
             self.progress.console.print(
                 f"epoch {row.epoch:3d}  train {row.train_loss:.4f} {row.train_accuracy:7.2%}   "
-                f"held-out {row.val_loss:.4f} {row.val_accuracy:7.2%}   {row.seconds:.1f} s"
+                f"{'' if math.isnan(row.val_loss) else held_out}{row.seconds:.1f} s"
             )
 
 

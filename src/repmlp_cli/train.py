@@ -19,9 +19,9 @@ def train(settings: Train) -> Run:
     with training_progress(settings.epochs) as progress:
         done = run_training(settings, progress.on_step, progress.on_epoch)
     plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
-    test = done.test
+    test, which = done.test, "best" if settings.val_fraction else "last"
     say(
-        f"best epoch {done.epoch}: {test.correct} of {test.images} test images are right, "
+        f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, "
         f"[bold]{test.accuracy:.2%}[/] (loss {test.loss:.4f})"
     )
     return done

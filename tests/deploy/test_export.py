@@ -2,11 +2,9 @@
 
 import copy
 import importlib.util
-import io
 import os
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -381,49 +379,3 @@ def test_threads_of_pytorch_are_set(files):
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
-def test_a_compiled_program(tmp_path):
-    model = deployed()
-    done = export(model, tmp_path / "a.aoti.pt2")
-    exported = load_exported(done.file)
-    assert exported.format == done.format == "aoti"
-    assert exported.metadata["label_names"] == LABELS
-    for n in (1, 2, 5):
-        x = torch.randn(n, 3, 8, 8)
-        with torch.no_grad():
-            assert relative_error(exported(x), model(x)) < 1e-4
-    damaged = tmp_path / "b.aoti.pt2"
-    damaged.write_bytes(done.file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is damaged, or no aoti file"):
-        load_exported(damaged)
-
-
-class RunsCode:
-    def __init__(self, proof):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.proof),)
-
-
-def test_a_pickle_in_a_program_is_not_executed(networks, tmp_path, monkeypatch):
-    proof, file = tmp_path / "proof", tmp_path / "net.pt2"
-    export(networks["repmlp_cifar"], file)
-    evil = io.BytesIO()
-    torch.save(RunsCode(proof), evil)
-    with zipfile.ZipFile(file) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in content.items():
-            archive.writestr(name, evil.getvalue() if name.endswith("sample_inputs/model.pt") else data)
-    before = dict(os.environ)
-    with pytest.raises(ValueError, match="is damaged, or no torch file"):
-        load_exported(file)
-    assert not proof.exists()
-    assert dict(os.environ) == before
-    monkeypatch.setattr("torch._export.serde.serialize.log.disabled", True)  # its warning is malformed
-    with pytest.raises(AssertionError, match="expected tuple or dict"):  # the file is dangerous indeed
-        torch.export.load(file)
-    assert proof.exists()

@@ -7,7 +7,6 @@ import timm
 import torch
 
 import repmlp  # noqa: F401  (registers the networks)
-
 from compare import assert_close
 from weights import randomize
 

@@ -243,10 +243,10 @@ class _Folded(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.graph = fuse(copy.deepcopy(model).eval())
+        self.network = fuse(copy.deepcopy(model).eval())
         for name in ("pretrained_cfg", "num_classes", "in_chans", "_traits"):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.graph(x)
+        return self.network(x)

@@ -35,7 +35,7 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
                 axes.plot(x, m.images_per_second, marker, color=color, markersize=8)
         axes.set(title=f"batch {batch}", xlabel="top-1 accuracy, %" if by_accuracy else "million MACs per image")
         axes.set_ylabel("images per second")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     names = [(f"C{i}", "s", name) for i, name in enumerate(models)]

@@ -1,0 +1,84 @@
+"""The bench compares before it times, and times what it says."""
+
+import json
+
+import matplotlib.image
+import pytest
+import timm
+import torch
+from torch import nn
+
+import repmlp
+from repmlp.deploy import bench as bench_module
+from repmlp.deploy.bench import bench, deploy_form
+from repmlp_cli import main
+from weights import randomize
+
+SMALL = {"img_size": 16, "channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, 3]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = randomize(timm.create_model("repmlp_cifar", **SMALL))
+    return repmlp.save_model(model, tmp_path_factory.mktemp("bench") / "small")
+
+
+def test_every_form_and_engine_of_every_network_is_measured_at_every_batch(folder):
+    rows = bench([str(folder), "test_resnet"], ["training", "pytorch", "channels_last"], [1, 3], rounds=2, warmup=1)
+    small, reference = str(folder), "test_resnet"
+    engines = [(small, "training"), (small, "pytorch"), (small, "channels_last")]
+    engines += [(reference, "training"), (reference, "pytorch"), (reference, "channels_last")]
+    assert [(row.model, row.engine, row.batch) for row in rows] == [(*e, b) for b in (1, 3) for e in engines]
+    for row in rows:
+        assert row.seconds.fastest <= row.seconds.median <= row.seconds.slowest
+        assert row.images_per_second == row.batch / row.seconds.median
+        assert row.error < 1e-5
+    assert rows[1].complexity.macs < rows[0].complexity.macs
+
+
+def test_a_reference_runs_with_its_batch_norms_folded_and_gives_the_same():
+    model = randomize(timm.create_model("test_resnet"))
+    folded = deploy_form(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert (folded(x) - model(x)).norm() < 1e-5 * model(x).norm()
+
+
+def test_an_engine_that_computes_something_else_is_not_timed(folder, monkeypatch):
+    monkeypatch.setattr(bench_module, "_channels_last", lambda model, x: model(x) * 1.01)
+    with pytest.raises(ValueError, match=r"on channels_last differs by 1\.0e-02 .*: not timed"):
+        bench([str(folder)], ["pytorch", "channels_last"], [1], rounds=1)
+
+
+def test_unknown_engines_and_networks(folder):
+    with pytest.raises(ValueError, match="unknown engine tensorrt: use training, pytorch"):
+        bench([str(folder)], ["tensorrt"])
+    with pytest.raises(ValueError, match="unknown model 'resnet5000'"):
+        bench(["resnet5000"])
+
+
+def test_the_command_writes_figures_and_a_picture(folder, tmp_path):
+    arguments = ["--engines", "training,pytorch", "--batches=1,2", "--rounds=2", "--memory", "--output", str(tmp_path)]
+    assert main(["bench", str(folder), *arguments]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["about"]["rounds"] == 2
+    assert {"cpu", "threads", "torch", "date"} <= set(report["about"])
+    assert len(report["results"]) == 4
+    assert all(row["peak_memory"] > 2**26 for row in report["results"])  # PyTorch alone takes more than 64 MiB
+    assert matplotlib.image.imread(tmp_path / "bench.png").shape[2] == 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_exported_engines_and_files(folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "net.onnx"
+    from repmlp.deploy import export
+
+    export(repmlp.reparameterize(repmlp.load_model(folder)), file)
+    rows = bench([str(folder), str(file)], ["pytorch", "onnxruntime"], [2], rounds=2, warmup=1)
+    assert [(row.model, row.engine) for row in rows] == [
+        (str(folder), "pytorch"),
+        (str(folder), "onnxruntime"),
+        (str(file), "onnx"),
+    ]
