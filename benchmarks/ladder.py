@@ -73,7 +73,7 @@ def main() -> None:
     for batch in (1, 16):
         x = torch.randn(batch, 3, 224, 224)
         y = x.contiguous(memory_format=torch.channels_last)
-        steps = {
+        steps: dict[str, Callable[[], object]] = {
             "training form": partial(training, x),
             "deploy form, FC3 as a 1x1 conv with groups": partial(with_conv_fc3(deploy), x),
             "deploy form": partial(deploy, x),

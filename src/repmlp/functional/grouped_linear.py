@@ -24,6 +24,6 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     g, Q, I = weight.shape
     M = x.shape[0]
     x = x.reshape(M, g, I).permute(1, 2, 0)  # (g, I, M), a view
-    y = torch.bmm(weight, x)  # (g, Q, I) @ (g, I, M) -> (g, Q, M): with few rows 1.8x as fast as x @ weight^T
+    y = torch.bmm(weight, x)  # (g, Q, I) @ (g, I, M) -> (g, Q, M); this order is the faster one with few rows
     y = y.permute(2, 0, 1).reshape(M, g * Q)
     return y if bias is None else y + bias.to(y.dtype)  # under autocast y is coarser, and stays so, as in nn.Linear
