@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from repmlp import complexity, is_reparameterized, load_model, official, reparameterize, save_model, verify
 from repmlp.checkpoint import CONFIG, check_free
@@ -41,7 +42,19 @@ def run(settings: Convert) -> int:
     return 0
 
 
-def write_official(model: torch.nn.Module, file: Path) -> int:
+def converted(model: nn.Module) -> nn.Module | None:
+    """The deploy form for a command that needs it first, proved in one line; None, and why, if the forms differ."""
+    deploy = reparameterize(model)
+    report = verify(model, deploy)
+    if not report:
+        print_report(report)
+        say("[red]the forms differ: nothing written[/]")
+        return None
+    say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
+    return deploy
+
+
+def write_official(model: nn.Module, file: Path) -> int:
     """The weights under the authors' names, as their code loads them; all of the file or nothing."""
     weights = {name: tensor.contiguous() for name, tensor in official.state_dict(model).items()}
     partial = file.with_name(f".{file.name}.partial")

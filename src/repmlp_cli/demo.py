@@ -63,7 +63,7 @@ def training_settings(settings: Demo) -> Train:
 
 def compare(forms, images, loader, report) -> None:
     """The table that a person came for."""
-    batch, accelerator = images[:128], Accelerator(cpu=True)
+    batch, accelerator = images[:128], Accelerator()
     with torch.inference_mode():
         times = time_interleaved({name: partial(m, batch) for name, m in forms.items()})
     scores = [evaluate(model, loader, accelerator) for model in forms.values()]

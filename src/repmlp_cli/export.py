@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from repmlp import load_model, reparameterize, verify
+from repmlp import load_model
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, export
 from repmlp.deploy.export import check_target, in_training_form
 from repmlp.training import build_test_loader
 from repmlp_settings import Export
 
-from .console import print_report, say
-from .convert import default_output
+from .console import say
+from .convert import converted, default_output
 
 
 def run(settings: Export) -> int:
@@ -23,14 +23,9 @@ def run(settings: Export) -> int:
         loader = build_test_loader(model, load_data(settings.data, settings.data_root), settings.images)
         images = next(iter(loader))[0]
     if in_training_form(model) and not settings.no_convert:
-        deploy = reparameterize(model)
-        report = verify(model, deploy)
-        if not report:
-            print_report(report)
-            say("[red]the forms differ: nothing written[/]")
+        model = converted(model)
+        if model is None:
             return 1
-        say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
-        model = deploy
     done = export(model, file, settings.format, settings.opset, images, overwrite=settings.overwrite)
     told = done.metadata
     sizes = ", ".join(str(n) for n in told["input_size"])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from repmlp import load_model, reparameterize, verify
+from repmlp import load_model
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, calibration_images, quantize
 from repmlp.deploy.export import in_training_form
@@ -10,8 +10,8 @@ from repmlp.deploy.quantize import FORMATS, check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
 
-from .console import print_report, say, table
-from .convert import default_output
+from .console import say, table
+from .convert import converted, default_output
 
 
 def run(settings: Quantize) -> int:
@@ -23,14 +23,9 @@ def run(settings: Quantize) -> int:
     test = build_test_loader(model, data, settings.batch_size)
     calibration = calibration_images(model, data, settings.calibration_images) if method == "static" else None
     if in_training_form(model):
-        deploy = reparameterize(model)
-        report = verify(model, deploy)
-        if not report:
-            print_report(report)
-            say("[red]the forms differ: nothing written[/]")
+        model = converted(model)
+        if model is None:
             return 1
-        say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
-        model = deploy
     done = quantize(
         model,
         file,

@@ -88,7 +88,7 @@ def test_nothing_is_written_if_the_forms_differ(run, tmp_path, capsys, monkeypat
             deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
         return deploy
 
-    monkeypatch.setattr("repmlp_cli.export.reparameterize", wrong)
+    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong)
     assert main(["export", str(run), str(tmp_path / "a.onnx")]) == 1
     assert "the forms differ: nothing written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
