@@ -1,6 +1,7 @@
 """int8 files: scales per group and output channel, little loss, and no file where the loss is larger."""
 
 import copy
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -13,6 +14,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 import repmlp
 from repmlp.data import load_data
@@ -162,26 +164,32 @@ def digits(tmp_path_factory):
         img_size=8,
         hflip=0.0,
         crop_padding=1,
-        epochs=6,
+        epochs=15,
         batch_size=64,
         lr=0.1,
         cpu=True,
     )
     run = train(settings)
-    assert run.test.accuracy > 0.8
+    assert run.test.accuracy > 0.9
     return repmlp.reparameterize(repmlp.load_model(run.folder)), load_data("digits"), run
+
+
+def every_image(model, data):
+    """All 1797 digits: one of the 360 test images alone would be 0.28 points."""
+    return build_test_loader(model, dataclasses.replace(data, test=ConcatDataset([data.train, data.test])), 128)
 
 
 @pytest.mark.parametrize(("engine", "method"), WAYS)
 def test_a_trained_network_loses_at_most_half_a_point(digits, tmp_path, engine, method):
-    model, data, run = digits
+    model, data, _ = digits
     calibration = calibration_images(model, data, 128) if method == "static" else None
-    test = build_test_loader(model, data, 128)
+    test = every_image(model, data)
     done = quantize(model, tmp_path / f"a{SUFFIX[engine]}", test, calibration, engine, method)
-    assert (done.images, done.correct_before) == (360, run.test.correct)
-    assert done.drop == pytest.approx(100 * (done.correct_before - done.correct) / 360)
+    assert done.images == 1797
+    assert done.correct_before >= 0.9 * 1797
+    assert done.drop == pytest.approx(100 * (done.correct_before - done.correct) / 1797)
     assert done.drop <= 0.5
-    assert done.agree >= 355
+    assert done.agree >= 0.985 * 1797
     assert done.size == done.file.stat().st_size
     assert done.size_before == 4 * sum(p.numel() for p in model.parameters())
     assert load_exported(done.file).metadata["label_names"] == [str(i) for i in range(10)]
@@ -239,14 +247,14 @@ def with_one_scale_for_all_groups(model):
 
 @pytest.mark.parametrize("engine", SUFFIX)
 def test_groups_of_very_different_magnitude_keep_their_accuracy(digits, tmp_path, engine):
-    model, data, run = digits
+    model, data, _ = digits
     scaled = with_groups_of_very_different_magnitude(model)
-    test = build_test_loader(model, data, 128)
+    test = every_image(model, data)
     done = quantize(scaled, tmp_path / f"a{SUFFIX[engine]}", test, engine=engine, method="dynamic")
-    assert done.correct_before == run.test.correct
+    assert done.correct_before >= 0.95 * 1797
     assert done.drop <= 0.5
     one_scale = evaluate(with_one_scale_for_all_groups(scaled), test, Accelerator(cpu=True))
-    assert done.correct_before - one_scale.correct > 36  # ten points and more are lost with one scale for all groups
+    assert done.correct_before - one_scale.correct > 180  # ten points and more are lost with one scale for all groups
 
 
 @pytest.mark.parametrize(("engine", "method"), WAYS)
