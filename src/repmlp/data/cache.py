@@ -1,0 +1,54 @@
+"""What was found out about a data set, kept in a file beside it."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+#: Goes up when an entry comes to mean something else, so that files of older versions are computed again.
+FORMAT = 1
+
+
+def remembered(file: Path | None, contents: dict[str, Any], compute: Callable[[str], Any]) -> dict[str, Any]:
+    """``compute(key)`` for each key, or what it gave when the content of that key was the same.
+
+    A file that is missing, cannot be read or holds something else counts as empty; one that cannot be
+    written (a read-only folder, a full disk) is left, and all is computed again the next time. It is
+    written as a whole or not at all, so several processes may do so at once.
+
+    Args:
+        file: JSON; None to remember nothing.
+        contents: by key, what the value depends on, as plain JSON values.
+        compute: gives a plain JSON value.
+    """
+    entries = _read(file) if file else {}
+    stale = [key for key, content in contents.items() if not _is_current(entries.get(key), content)]
+    for key in stale:
+        entries[key] = {"content": contents[key], "value": compute(key)}
+    if file and stale:
+        _write(file, entries)
+    return {key: entries[key]["value"] for key in contents}
+
+
+def _is_current(entry: Any, content: Any) -> bool:
+    return isinstance(entry, dict) and "value" in entry and entry.get("content") == content
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(stored, dict) and stored.get("format") == FORMAT and isinstance(stored.get("entries"), dict):
+            return stored["entries"]
+    return {}
+
+
+def _write(file: Path, entries: dict[str, Any]) -> None:
+    partial = file.with_name(f"{file.name}.{uuid4().hex}")
+    try:
+        partial.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""``hfds/NAME``: data sets of the Hugging Face Hub, or a local folder in one of its formats."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+from timm.data import create_dataset
+
+from .images import EncodedImages
+from .splits import HELD_OUT, Splits, class_names_of
+
+
+class HubImages(EncodedImages):
+    """A split of a data set, by timm's reader.
+
+    timm's own data set on top of that reader puts another image in the place of one that cannot be read.
+    """
+
+    def __init__(self, reader: Any, source: str) -> None:
+        self.reader, self.source = reader, source
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def name(self, i: int) -> str:
+        return f"image {i} of {self.source}"
+
+    def encoded(self, i: int) -> tuple[bytes, int]:
+        file, label = self.reader[int(i)]
+        with file:
+            return file.read(), int(label)
+
+    def content(self) -> str:
+        """The names of the Arrow files, which hold a hash of what they were made from."""
+        return sha256("\0".join([*self._files(), str(len(self))]).encode()).hexdigest()
+
+    def folder(self) -> Path | None:
+        """Where the Arrow files are; None if the data set lies in memory."""
+        return next((Path(file).parent for file in self._files()), None)
+
+    def _files(self) -> list[str]:
+        return [file["filename"] for file in self.reader.dataset.cache_files]
+
+
+def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
+    """Open a data set whose first column of images is taken, and the first of class labels or a "label" of integers.
+
+    Args:
+        name: of a data set on the Hub, or path of a folder.
+        root: where Hugging Face's datasets keeps, and looks for, what it has downloaded; by default its own place.
+        download: otherwise only what is there already is used, and no request is made.
+
+    Raises:
+        FileNotFoundError: if the data set, or the package to read it, is not there.
+        ValueError: if it lacks a split or a column, or its labels are not class indices.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise FileNotFoundError(f"hfds/{name} is read by Hugging Face's datasets: pip install 'repmlp[hub]'") from error
+    cache = None if root is None else str(root)
+    with _offline(datasets, not download):
+        try:
+            splits = datasets.load_dataset(name, cache_dir=cache)
+        except (OSError, ValueError) as error:
+            how = "" if download else " pass --download to get it from the Hub, or"
+            raise FileNotFoundError(f"no data set {name}:{how} give the path of a folder ({error})") from error
+        held_out = next((part for part in HELD_OUT if part in splits), None)
+        if "train" not in splits or held_out is None:
+            raise ValueError(f"{name} has the splits {', '.join(splits)}: it needs train, and {' or '.join(HELD_OUT)}")
+        image, label = _columns(name, splits["train"].features, datasets)
+        train, test = (
+            HubImages(
+                create_dataset(f"hfds/{name}", cache, split, input_key=image, target_key=label).reader,
+                f"{name} ({split})",
+            )
+            for split in ("train", held_out)
+        )
+    labels, test_labels = (np.asarray(splits[split][label]) for split in ("train", held_out))
+    stated = getattr(splits["train"].features[label], "names", None)
+    return Splits(train, test, class_names_of(name, labels, test_labels, stated), train.folder())
+
+
+def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:
+    """Names of the columns of images and of labels."""
+    image = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    label = next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    if label is None and "int" in getattr(features.get("label"), "dtype", ""):
+        label = "label"
+    if image is None or label is None:
+        kinds = ", ".join(f"{key} ({getattr(kind, 'dtype', kind)})" for key, kind in features.items())
+        raise ValueError(f"{name} has the columns {kinds}: it needs one of images and one of class labels")
+    return image, label
+
+
+@contextmanager
+def _offline(datasets: ModuleType, offline: bool) -> Iterator[None]:
+    """As with HF_HUB_OFFLINE=1 in the environment, which both packages read when they are imported only."""
+    places = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place, was in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = was or offline
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = was

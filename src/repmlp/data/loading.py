@@ -1,0 +1,170 @@
+"""Batches whose every random choice is a function of the seed and of the place in the run.
+
+Which images are in batch b of epoch e, how image i is augmented in it, what dropout draws in a step:
+all of it follows from (seed, epoch, place) alone, so a run does not depend on the number of workers,
+two processes see the batches that one would see, and a run that was stopped goes on bit for bit
+without any state of a random generator.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class Batches(Protocol):
+    """Batches of images (B, C, H, W) and labels (B), epoch by epoch."""
+
+    def __len__(self) -> int:
+        """How many of them an epoch has."""
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of one epoch, from batch number ``start`` on."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of several processes this is: it gets every ``world``-th image, from ``rank`` on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def slice(self) -> slice:
+        return slice(self.rank, None, self.world)
+
+
+#: The part of a process that is alone.
+WHOLE = Part()
+
+
+def mixed_seed(*place: int) -> int:
+    """One seed of 64 bits from several numbers; any difference in them gives another, unrelated seed."""
+    # with their count first: a sequence of seeds is the same with zeros after it
+    return int(np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)[0])
+
+
+def seed_everything(*place: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch (of the CPU, and of GPUs in use) from a place in a run."""
+    seed = mixed_seed(*place)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  timm's mixup draws from this one
+    torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed takes a millisecond where CUDA is not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed % 2**63)
+
+
+def _generator(*place: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mixed_seed(*place) % 2**63)
+
+
+def epoch_batches(
+    n: int, batch_size: int, train: bool, seed: int = 0, epoch: int = 0, part: Part = WHOLE
+) -> Sequence[Tensor]:
+    """Places in 0 .. n-1 of the images of each batch of an epoch: those that this process gets.
+
+    For training they are shuffled, and batches have one size, as BN wants it: what fills none is left
+    out in this epoch. Otherwise every image is given exactly once over all processes.
+
+    Args:
+        n: number of images.
+        batch_size: over all processes.
+    """
+    if not train:
+        return torch.arange(n)[part.slice()].split(max(1, batch_size // part.world)) if n > part.rank else ()
+    order = torch.randperm(n, generator=_generator(seed, epoch))
+    batches = order[: n // batch_size * batch_size].view(-1, batch_size)[:, part.slice()]  # (batches, B / world)
+    return batches.unbind()
+
+
+def augmentation_draws(
+    batch_size: int, padding: int, hflip: float, place: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is drawn for the crops and flips of a batch, over all processes: top, left, flip (B)."""
+    generator = _generator(*place)
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch_size), generator=generator)
+    return top, left, torch.rand(batch_size, generator=generator) < hflip
+
+
+class ImageBatches:
+    """Batches of images that are read, augmented and prepared one by one, by ``workers``.
+
+    Args:
+        data: map-style data set of (PIL image, class index).
+        indices: which of its images.
+        transform: PIL image -> (C, H, W).
+        batch_size: over all processes.
+        part, train, seed: as for :class:`repmlp.data.TensorBatches`.
+        workers: processes that load images; 0 loads in this one.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        indices: Sequence[int],
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        part: Part = WHOLE,
+        train: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.part, self.train, self.seed = part, train, seed
+        self.sampler = _Places(len(indices), batch_size, part, train, seed)
+        self.loader = DataLoader(
+            _Seeded(data, indices, transform, seed if train else None),
+            batch_sampler=self.sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # what it draws is for workers' seeds, which ours replace
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W) and labels (B); from batch number ``start`` on."""
+        self.sampler.epoch, self.sampler.start = epoch, start
+        for number, (x, labels) in enumerate(self.loader, start):
+            if self.train:
+                seed_everything(self.seed, epoch, number, self.part.rank)
+            yield x, labels
+
+
+class _Places(Sampler[list[tuple[int, int]]]):
+    """(epoch, place) of the images of each batch."""
+
+    def __init__(self, n: int, batch_size: int, part: Part, train: bool, seed: int) -> None:
+        self.n, self.batch_size, self.part, self.train, self.seed = n, batch_size, part, train, seed
+        self.epoch = self.start = 0
+
+    def _batches(self) -> Sequence[Tensor]:
+        return epoch_batches(self.n, self.batch_size, self.train, self.seed, self.epoch, self.part)
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for places in self._batches()[self.start :]:
+            yield [(self.epoch, place) for place in places.tolist()]
+
+
+class _Seeded(Dataset):
+    """Images by (epoch, place), the transform's random draws seeded by both, if it draws."""
+
+    def __init__(self, data: Any, indices: Sequence[int], transform: Callable, seed: int | None) -> None:
+        self.data, self.indices, self.transform, self.seed = data, indices, transform, seed
+
+    def __getitem__(self, where: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, place = where
+        image, label = self.data[self.indices[place]]
+        if self.seed is not None:
+            seed_everything(self.seed, epoch, place)
+        return self.transform(image), label

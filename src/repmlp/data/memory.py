@@ -1,0 +1,104 @@
+"""Small data sets as one tensor of bytes: crop, flip and normalize run on whole batches, on the device.
+
+n images, B of them in a batch, C channels, H,W size for the network.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .loading import WHOLE, Part, augmentation_draws, epoch_batches, seed_everything
+from .transforms import eval_transform
+
+
+def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Zero-pad images, cut each at its own place to the size it had, and mirror those of ``flip``.
+
+    Args:
+        x: images (B, C, H, W).
+        top, left: (B) first row and column of each cut in the padded image, in 0 .. 2*padding.
+        flip: (B) bool.
+
+    Shape: (B, C, H, W).
+    """
+    B, _, H, W = x.shape
+    x = F.pad(x, (padding,) * 4)
+    rows = top[:, None] + torch.arange(H, device=x.device)  # (B, H)
+    columns = torch.arange(W, device=x.device).expand(B, W)
+    columns = left[:, None] + torch.where(flip[:, None], W - 1 - columns, columns)  # (B, W)
+    image = torch.arange(B, device=x.device)[:, None, None]
+    return x[image, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)  # (B, H, W, C) -> (B, C, H, W)
+
+
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Bytes to float32: ``(x / 255 - mean) / std`` per channel, rounded as torchvision rounds it."""
+    x = x.to(torch.float32).div_(255)
+    return x.sub_(x.new_tensor(mean).view(-1, 1, 1)).div_(x.new_tensor(std).view(-1, 1, 1))
+
+
+class TensorBatches:
+    """Batches of a data set that is kept as one tensor; see :func:`load_tensor` for what it holds.
+
+    Args:
+        images: bytes (n, C, H, W).
+        labels: (n).
+        batch_size: over all processes.
+        data_config: timm's, with mean and std.
+        part: which part of each batch this process gets.
+        train: shuffle each epoch, and leave out images that do not fill a batch.
+        seed: of order and augmentation.
+        padding, hflip: of the augmentation by crops and flips; with ``train`` only.
+        erase: another augmentation, of a normalized batch (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        data_config: dict[str, Any],
+        part: Part = WHOLE,
+        train: bool = False,
+        seed: int = 0,
+        padding: int = 0,
+        hflip: float = 0.0,
+        erase: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.images, self.labels, self.batch_size, self.part = images, labels, batch_size, part
+        self.mean, self.std = data_config["mean"], data_config["std"]
+        self.train, self.seed, self.padding, self.hflip, self.erase = train, seed, padding, hflip, erase
+
+    def __len__(self) -> int:
+        return len(epoch_batches(len(self.labels), self.batch_size, self.train, part=self.part))
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W), normalized, and labels (B); from batch number ``start`` on."""
+        batches = epoch_batches(len(self.labels), self.batch_size, self.train, self.seed, epoch, self.part)
+        for number, places in enumerate(batches[start:], start):
+            x, labels = self.images[places], self.labels[places]
+            if self.train and (self.padding or self.hflip):
+                draws = augmentation_draws(self.batch_size, self.padding, self.hflip, (self.seed, epoch, number))
+                top, left, flip = (draw[self.part.slice()].to(x.device) for draw in draws)
+                x = crop_and_flip(x, top, left, flip, self.padding)
+            x = normalize(x, self.mean, self.std)
+            if self.train:
+                seed_everything(self.seed, epoch, number, self.part.rank)
+                if self.erase is not None:
+                    x = self.erase(x)
+            yield x, labels
+
+
+def load_tensor(data: Any, data_config: dict[str, Any], indices: list[int] | None = None) -> tuple[Tensor, Tensor]:
+    """All images of a data set, or a choice of them, as :func:`eval_transform` prepares them: bytes (n, C, H, W).
+
+    Returns:
+        images, labels (n)
+    """
+    prepare = eval_transform(data_config, normalize=False)
+    samples = [data[i] for i in (range(len(data)) if indices is None else indices)]
+    size = data_config["input_size"]
+    images = torch.stack([prepare(image) for image, _ in samples]) if samples else torch.empty(0, *size).byte()
+    return images, torch.tensor([int(label) for _, label in samples], dtype=torch.long)
