@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src"
 ROOMS = (
     "functional",
     "layers",
+    "locality",
     "reparam",
     "equivalence",
     "complexity",
@@ -22,6 +23,7 @@ ROOMS = (
     "data",
     "training",
     "deploy",
+    "ablation",
     "plot",
     "__init__",
 )

@@ -48,3 +48,13 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator))
                 m.bias.copy_(torch.randn(m.bias.shape, generator=generator))
     return module.eval()
+
+
+def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
+    """As :func:`randomize`, and no weight left at zero or near it, as a fresh head or gate is; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+            parameter.add_(0.3 * noise.to(parameter.dtype))
+    return randomize(module, seed)

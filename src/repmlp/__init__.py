@@ -8,6 +8,7 @@ from .checkpoint import load_model, save_model
 from .complexity import Complexity, complexity
 from .equivalence import EquivalenceReport, verify
 from .layers import RepMLP
+from .locality import inject_locality
 from .reparam import is_reparameterized, reparameterize
 from .resize import Resized, resize
 
@@ -19,6 +20,7 @@ __all__ = [
     "Resized",
     "complexity",
     "functional",
+    "inject_locality",
     "is_reparameterized",
     "layers",
     "load_model",

@@ -1,5 +1,6 @@
 """Model folders: timm's own format, ``config.json`` and ``model.safetensors``. Self-describing, no pickle."""
 
+import copy
 import difflib
 import json
 import shutil
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 
+from .locality import inject_locality, injected_locality
 from .reparam import convertible_modules, is_reparameterized
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -26,7 +30,9 @@ def save_model(
     """Write a timm model as a model folder, all of it or nothing.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and :func:`load_model` read it; the
-    config says whether the model is in deploy form.
+    config says whether the model is in deploy form. Of a model that :func:`repmlp.inject_locality`
+    was called on, only the latter does until the convs are merged: the config says under ``locality``
+    what to inject again.
 
     Args:
         model: made by ``timm.create_model``.
@@ -45,13 +51,16 @@ def save_model(
     check_free(folder, CONFIG, overwrite)
     names = list(label_names) if label_names else model.pretrained_cfg.get("label_names")
     has_forms = next(convertible_modules(model), None) is not None
+    locality = injected_locality(model)
+    if not all(tensor.is_contiguous() for tensor in model.state_dict().values()):  # channels_last; safetensors refuses
+        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     try:
         save_for_hf(
             model,
             str(partial),
-            model_config={"label_names": names},
+            model_config={"label_names": names, **({"locality": locality} if locality else {})},
             model_args={"deploy": True} if has_forms and is_reparameterized(model) else None,
             safe_serialization=True,
             data_config=dict(data_config) if data_config else None,
@@ -79,15 +88,22 @@ def load_model(folder: str | Path) -> Any:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no model folder: it holds no {name} (repmlp train and convert write both)")
     try:
-        architecture = json.loads((folder / CONFIG).read_text())["architecture"]
+        config = json.loads((folder / CONFIG).read_text())
+        architecture = config["architecture"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a timm model: {error!r}") from error
     check_architecture(architecture)
+    locality = config.get("locality", [])
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        model = timm.create_model(f"local-dir:{folder}", pretrained=not locality)
+        for arguments in locality:
+            inject_locality(model, **arguments)
+        if locality:
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        return model.eval()
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or was not written to its end: {error}") from error
-    except (RuntimeError, TypeError) as error:  # keys, shapes or arguments that do not fit
+    except (RuntimeError, TypeError, ValueError) as error:  # keys, shapes or arguments that do not fit
         raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {error}") from error
 
 

@@ -22,16 +22,20 @@ def convertible_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[st
 
 
 def is_reparameterized(model: nn.Module) -> bool:
-    """Whether every module that has a deploy form is in it (and there is one)."""
+    """Whether every module that has a deploy form is in it (and there is one, or was: an FC that took up its convs)."""
     modules = [module for _, module in convertible_modules(model)]
-    return bool(modules) and all(_in_deploy_form(module) for module in modules)
+    return all(_in_deploy_form(module) for module in modules) and (bool(modules) or _was_converted(model))
+
+
+def _was_converted(model: nn.Module) -> bool:
+    """Whether a module became a plain one: what :func:`repmlp.inject_locality` put beside it is merged."""
+    return any(getattr(module, "deploy", False) is True for module in model.modules())
 
 
 def _in_deploy_form(module: nn.Module) -> bool:
-    deploy = getattr(module, "deploy", None)
-    if deploy is None:  # timm's own blocks (MobileOne, RepVGG, ...) have no such flag: what they merge away is BN
+    if not hasattr(module, "deploy"):  # timm's own (MobileOne, RepVGG, ...) have no such flag: what they merge is BN
         return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-    return bool(deploy)
+    return all(getattr(m, "deploy", True) for m in module.modules())
 
 
 def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -50,10 +54,10 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
     Raises:
         ValueError: if nothing in the model can be converted.
     """
-    if next(convertible_modules(model), None) is None:
+    if next(convertible_modules(model), None) is None and not is_reparameterized(model):
         raise ValueError(
-            f"nothing to convert: no module of this {type(model).__name__} has a deploy form "
-            f"(repmlp.RepMLP and the networks of repmlp have)"
+            f"nothing to convert: no module of this {type(model).__name__} has a deploy form (repmlp.RepMLP, the "
+            f"networks of repmlp, and what repmlp.inject_locality was called on have)"
         )
     # timm converts children only: make the root a child. Some of its blocks convert in eval mode only, and some are
     # replaced by new modules, which start in training mode.

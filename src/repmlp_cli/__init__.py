@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"repmlp_cli.{args.command}{'_' if iskeyword(args.command) else ''}")
     try:
         return command.run(settings)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

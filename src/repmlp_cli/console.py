@@ -1,6 +1,7 @@
 """How the commands speak: tables, progress, reports."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from repmlp.equivalence import EquivalenceReport
 from repmlp.training import Epoch, Step
 
-console = Console(highlight=False)
+console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first speaks
 if not console.is_terminal:  # rich takes a file for 80 characters wide
     console.width = 120
 

@@ -1,5 +1,7 @@
 """`repmlp train`"""
 
+from accelerate import PartialState
+
 from repmlp.plot import plot_curves
 from repmlp.training import Run
 from repmlp.training import train as run_training
@@ -18,7 +20,9 @@ def train(settings: Train) -> Run:
     """Train with a progress bar, and draw the curves."""
     with training_progress(settings.epochs) as progress:
         done = run_training(settings, progress.on_step, progress.on_epoch)
-    plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
+    if PartialState().is_main_process:
+        plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
+    PartialState().destroy_process_group()
     test, which = done.test, "best" if settings.val_fraction else "last"
     say(
         f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, "

@@ -8,66 +8,8 @@ says where the command line differs: `nargs` of a positional argument, or a flag
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-@dataclass(frozen=True)
-class Train:
-    """Train a network; the run folder then holds config.yaml, metrics.csv, model/ and curves.png.
-
-    Args:
-        output: Run folder to write.
-        model: Name of a network, of this package or of timm.
-        model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
-        data: Data set: digits, torch/cifar10, torch/cifar100, torch/mnist, torch/fashion_mnist or folder:PATH.
-        data_root: Folder that holds the data set, for torch/... names.
-        download: Let torchvision download the data set into data_root.
-        img_size: Images are resized to this; by default to the size that the network states.
-        augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
-        crop_padding: Pixels of padding for pad-crop.
-        hflip: Probability of a horizontal flip.
-        val_fraction: Part of the training images held out to choose the best epoch; 0 keeps the last epoch.
-        epochs: Passes over the training images.
-        batch_size: Images per step, over all processes.
-        opt: Optimizer, by timm's name.
-        lr: Highest learning rate; falls to 0 as a cosine.
-        momentum: Of the optimizer.
-        weight_decay: On weights, not on biases and batch norms.
-        warmup_epochs: Epochs of linear warm-up.
-        label_smoothing: Of the cross-entropy loss.
-        qat: Train the last epochs for int8: the merged FC3 rounded, batch norms frozen.
-        qat_fraction: Part of the epochs that --qat takes.
-        precision: Mixed precision: no, bf16 or fp16.
-        workers: Processes that load images; 0 loads in this one.
-        seed: Of everything random.
-        cpu: Use the CPU even if there is a GPU.
-        overwrite: Replace a run folder that exists already.
-    """
-
-    output: str
-    model: str = "repmlp_cifar"
-    model_args: dict[str, Any] = field(default_factory=dict)
-    data: str = "digits"
-    data_root: str | None = None
-    download: bool = False
-    img_size: int | None = None
-    augment: Literal["none", "pad-crop", "resized-crop"] = "pad-crop"
-    crop_padding: int = 4
-    hflip: float = 0.5
-    val_fraction: float = 0.1
-    epochs: int = 100
-    batch_size: int = 128
-    opt: str = "sgd"
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    qat: bool = False
-    qat_fraction: float = 0.2
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 0
-    seed: int = 0
-    cpu: bool = False
-    overwrite: bool = False
+from .ablate import Ablate
+from .train import Train
 
 
 @dataclass(frozen=True)
@@ -289,5 +231,6 @@ COMMANDS = {
     "predict": Predict,
     "info": Info,
     "bench": Bench,
+    "ablate": Ablate,
     "import": Import,
 }

@@ -6,6 +6,8 @@ from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
 from .quantization_aware import freeze_norms, repmlp_blocks, simulate_int8
 from .repmlp import RepMLP
 from .repmlp_v2 import GlobalPerceptronV2, PartitionPerceptronV2, RepMLPv2
+from .sync_norm import synchronize_norms
+from .token_mixing import TokenMixing
 
 __all__ = [
     "ConvNorm",
@@ -17,7 +19,9 @@ __all__ = [
     "PartitionPerceptronV2",
     "RepMLP",
     "RepMLPv2",
+    "TokenMixing",
     "freeze_norms",
     "repmlp_blocks",
     "simulate_int8",
+    "synchronize_norms",
 ]

@@ -22,12 +22,15 @@ from .repmlpnet import (
     repmlpnet_t224,
     repmlpnet_t256,
 )
+from .vision_mlps import gmlp_6_32, mixer_4_32, resmlp_6_32
 
 __all__ = [
     "CifarNet",
     "RepMLPNet",
     "RepMLPResNet",
     "faceresnet",
+    "gmlp_6_32",
+    "mixer_4_32",
     "repmlp_cifar",
     "repmlp_faceresnet",
     "repmlp_resnet50",
@@ -43,5 +46,6 @@ __all__ = [
     "repmlpnet_l256",
     "repmlpnet_t224",
     "repmlpnet_t256",
+    "resmlp_6_32",
     "wide_convnet_cifar",
 ]

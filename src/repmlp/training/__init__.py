@@ -1,6 +1,9 @@
 """Training and evaluation."""
 
+from .batches import build_test_loader
 from .evaluate import Evaluation, evaluate
-from .loop import Epoch, Run, Step, build_test_loader, train
+from .loop import train
+from .records import Epoch, Run, Step
+from .state import Stopped
 
-__all__ = ["Epoch", "Evaluation", "Run", "Step", "build_test_loader", "evaluate", "train"]
+__all__ = ["Epoch", "Evaluation", "Run", "Step", "Stopped", "build_test_loader", "evaluate", "train"]

@@ -1,12 +1,12 @@
 """Accuracy on held-out images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,22 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Evaluation:
-    """Classify every image of a prepared loader once, in eval mode; exact over several processes too."""
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> Evaluation:
+    """Classify every image once, in eval mode; exact over several processes that have a part of the images each.
+
+    Raises:
+        ValueError: if there are no images.
+    """
     model.eval()
-    correct, images, loss = 0, 0, 0.0
-    for x, labels in loader:
-        logits = model(x).float()
-        logits, labels = accelerator.gather_for_metrics((logits, labels))
-        correct += int((logits.argmax(1) == labels).sum())
-        images += len(labels)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # correct, images, loss
+    for x, labels in batches:
+        x, labels = x.to(accelerator.device), labels.to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([(logits.argmax(1) == labels).sum(), sums.new_tensor(len(labels)), loss])
+    correct, images, loss = accelerator.reduce(sums).tolist()
     if not images:
         raise ValueError("there are no images to evaluate on")
-    return Evaluation(correct, images, loss / images)
+    return Evaluation(int(correct), int(images), loss / images)

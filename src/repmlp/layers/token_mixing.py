@@ -1,0 +1,203 @@
+"""An FC that mixes the tokens of a grid, trained with convs beside it.
+
+ResMLP, gMLP and MLP-Mixer mix tokens with an FC that all channels share. Of each channel it takes the tokens of an
+H x W grid in row-major order, which is a map of one channel, and it gives such a map, or r of them. A conv on maps is
+an FC too: so this FC can train with a Local Perceptron beside it and take that up afterwards, as FC3 of a RepMLP block
+does (v1, sections 3.3 and 3.4). The papers do not do so; the maths is theirs.
+
+N images, C channels that share the FC, H,W grid, T = H*W tokens, g groups, I/O maps in/out of all groups, K kernel.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from ..functional import add_conv_to_linear_, widen
+from .grouped_linear import GroupedLinear
+from .perceptrons import LocalPerceptron
+
+
+class TokenMixing(nn.Module):
+    """``FC(x) + sum_K BN(conv_K(x))``, where FC is a layer that was a plain one and will be one again.
+
+    Such a layer is not built but made, by :func:`attach`, of the FC of a network, in its place and with its
+    parameters. A class token in front of the grid's tokens is seen by the FC and not by the convs.
+
+    Shape: that of the FC, tokens on ``token_axis``: (..., I*T) -> (..., O*T), one more on each side with a class token.
+
+    Attributes:
+        grid: (H, W).
+        class_token: whether the first token is none of the grid.
+        local_perceptron: the convs and their BNs.
+    """
+
+    fc_type: type[nn.Module]  # what it was and will be
+    token_axis = -1
+    grid: tuple[int, int]
+    class_token: bool
+    local_perceptron: LocalPerceptron
+    deploy: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self._local(x)
+
+    def _local(self, x: Tensor) -> Tensor:
+        """The sum of the branches; nothing for a class token."""
+        (H, W), local = self.grid, self.local_perceptron
+        I, O = local.in_channels, local.out_channels
+        x = x.movedim(self.token_axis, -1)[..., int(self.class_token) :]  # (N, C, I*T)
+        C = x.shape[-2] if x.dim() > 2 else 1
+        maps = x.reshape(-1, C * I, H, W)  # (N, C*I, H, W)
+        y: Any = None
+        branch: Any
+        for branch in local.branches.values():
+            # All channels share the kernel, as if the branch ran on (N*C, I, H, W). One conv of C groups computes the
+            # same, and does not suffer from maps of one channel.
+            conv = branch.conv
+            z = F.conv2d(maps, conv.weight.repeat(C, 1, 1, 1), padding=conv.padding, groups=C * conv.groups)
+            z = branch.bn(z.reshape(-1, O, H, W))  # (N*C, O, H, W)
+            y = z if y is None else y + z
+        y = y.reshape(*x.shape[:-1], -1)  # (N, C, O*T)
+        return (F.pad(y, (1, 0)) if self.class_token else y).movedim(-1, self.token_axis)
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Merge the convs and BNs into the FC, and become the plain FC that this layer was, in place.
+
+        The type changes back, as that of PyTorch's lazy modules does when they have their shape: so that a network has
+        its original layers and state-dict keys again, and whoever holds this module or its parameters holds the FC.
+        """
+        fc: Any = self
+        (H, W), first, local = self.grid, int(self.class_token), self.local_perceptron
+        kernel, bias = (widen(t) for t in local.equivalent_conv())  # (O, I/g, kh, kw), (O)
+        weight = widen(grouped_weight(fc))  # (g, Q, I)
+        add_conv_to_linear_(weight[:, first:, first:], kernel, self.grid, local.groups)
+        fc.weight.copy_(weight.view_as(fc.weight))
+        fc.bias[first:] = widen(fc.bias[first:]) + bias.repeat_interleave(H * W)
+        del self.local_perceptron, self.grid, self.class_token
+        self.deploy = True
+        self.__class__ = self.fc_type  # type: ignore[assignment]
+
+    def extra_repr(self) -> str:
+        H, W = self.grid
+        return f"{super().extra_repr()}, grid={H}x{W}, class_token={self.class_token}"
+
+
+class TokenMixingLinear(TokenMixing, nn.Linear):
+    """An FC on the last axis, as timm's networks have it: x is (N, C, I*T)."""
+
+    fc_type = nn.Linear
+
+
+class TokenMixingConv1d(TokenMixing, nn.Conv1d):
+    """An FC on the middle axis, written as a conv of kernel size 1: x is (N, I*T, C), with tokens before channels."""
+
+    fc_type = nn.Conv1d
+    token_axis = -2
+
+
+class TokenMixingGroupedLinear(TokenMixing, GroupedLinear):
+    """One FC per group, for example per channel: x is (N, I*T), with one map or r of them per group."""
+
+    fc_type = GroupedLinear
+
+
+_CLASSES: dict[type[nn.Module], type[TokenMixing]] = {
+    cls.fc_type: cls for cls in (TokenMixingLinear, TokenMixingConv1d, TokenMixingGroupedLinear)
+}
+
+
+def grouped_weight(fc: Any) -> Tensor:
+    """The weight of any such FC as (g, outputs of a group, inputs of a group), a view."""
+    groups = getattr(fc, "groups", 1)
+    return fc.weight.view(groups, len(fc.bias) // groups, -1)
+
+
+def local_perceptron_for(
+    fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3), class_token: bool = False
+) -> LocalPerceptron:
+    """A Local Perceptron that fits beside an FC over tokens; it starts as zero, since the weights of its BNs do.
+
+    Args:
+        fc: an ``nn.Linear``, ``nn.Conv1d`` of kernel size 1 or :class:`GroupedLinear`, with a bias.
+        grid: (H, W) of the tokens.
+        kernel_sizes: of the convs, ints or (kh, kw), odd and not larger than the grid.
+        class_token: whether there is one in front, in and out.
+
+    Raises:
+        ValueError: if ``fc`` is no such layer, or sizes do not fit.
+    """
+    (H, W), kernels = grid, [to_2tuple(k) for k in kernel_sizes]
+    _check_layer(fc)
+    if min(grid) < 1:
+        raise ValueError(f"the grid {H}x{W} must be positive")
+    weight = grouped_weight(fc)
+    groups, outputs, inputs = weight.shape
+    if groups > 1 and class_token:
+        raise ValueError(f"an FC of {groups} groups has no place for a class token: keep it out of the layer")
+    I, O = (_maps(width, side, grid, class_token) for width, side in ((inputs, "inputs"), (outputs, "outputs")))
+    if min(I, O) > 1:
+        raise ValueError(
+            f"it maps {I} maps of the {H}x{W} grid to {O}, and one side of a token-mixing FC is a single map: "
+            f"pass the grid that its tokens form"
+        )
+    for kh, kw in kernels:
+        if kh > H or kw > W:
+            raise ValueError(f"kernel {kh}x{kw} is larger than the {H}x{W} grid of tokens: use a smaller kernel")
+    local = LocalPerceptron(groups * I, groups * O, kernels, groups, device=weight.device, dtype=weight.dtype)
+    for branch in local.branches.values():
+        nn.init.zeros_(branch.bn.weight)  # type: ignore[arg-type, union-attr]
+    return local.train(fc.training)
+
+
+def attach(fc: nn.Module, local: LocalPerceptron, grid: tuple[int, int], class_token: bool = False) -> None:
+    """Make an FC the layer that computes ``FC(x) + local(x)``, in place: its parameters and their names stay.
+
+    Args:
+        fc: to change; :meth:`TokenMixing.reparameterize` changes it back.
+        local: made by :func:`local_perceptron_for` for ``fc`` and the same ``grid`` and ``class_token``.
+    """
+    made: Any = fc
+    made.grid, made.class_token, made.local_perceptron, made.deploy = grid, class_token, local, False
+    made.__class__ = _CLASSES[type(fc)]
+
+
+def _check_layer(fc: Any) -> None:
+    kind = type(fc).__name__
+    if isinstance(fc, TokenMixing):
+        raise ValueError("it has a Local Perceptron already: reparameterize the model first, or name other layers")
+    if type(fc) not in _CLASSES:
+        raise ValueError(
+            f"{kind} is no FC over tokens: name layers of type nn.Linear, nn.Conv1d with kernel size 1, "
+            f"or repmlp.layers.GroupedLinear (subclasses may compute something else)"
+        )
+    if isinstance(fc, nn.Conv1d) and (fc.kernel_size, fc.stride, fc.padding) != ((1,), (1,), (0,)):
+        raise ValueError(f"a Conv1d of kernel size {fc.kernel_size[0]} is no FC over tokens: only one of size 1 is")
+    if not isinstance(fc.weight, nn.Parameter):
+        raise ValueError("its weight is computed from others (weight norm, pruning): make that permanent first")
+    if fc.bias is None:
+        raise ValueError(
+            "it has no bias, and the batch norms beside it would leave one, which the original network has no place "
+            "for: build the network with a bias there"
+        )
+
+
+def _maps(width: int, side: str, grid: tuple[int, int], class_token: bool) -> int:
+    """How many maps of the grid so many inputs or outputs are."""
+    T, tokens = grid[0] * grid[1], width - class_token
+    if tokens > 0 and tokens % T == 0:
+        return tokens // T
+    but = f"{width} {side} are no multiple of the {T} tokens of a {grid[0]}x{grid[1]} grid"
+    if class_token:
+        raise ValueError(f"{but} and a class token: pass the grid of its tokens, and class_token=False if it has none")
+    if width % T == 1 and width > T:
+        raise ValueError(f"{but}: pass class_token=True if the first one is a class token")
+    fitting = f"{max(1, width // T) * T} or {(max(1, width // T) + 1) * T}"
+    raise ValueError(
+        f"{but}, so they are no maps of it: build the network with a width of {fitting} there, "
+        f"or pass the grid that its tokens form"
+    )

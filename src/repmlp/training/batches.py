@@ -1,0 +1,131 @@
+"""From settings and a data set to batches, as the network wants them."""
+
+from typing import Any, cast
+
+from accelerate import Accelerator
+from timm.data import resolve_data_config
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+from torch.utils.data import DataLoader
+
+from repmlp_settings import Train
+
+from ..data import (
+    Batches,
+    ImageBatches,
+    ImageData,
+    Part,
+    TensorBatches,
+    Transformed,
+    eval_transform,
+    hold_out,
+    load_tensor,
+    train_transform,
+)
+
+
+def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[str, Any]:
+    """How images are prepared for the network, in timm's terms; it is written into the model folder.
+
+    Raises:
+        ValueError: for ``fit`` by padding where images have no size of their own, or a larger one.
+    """
+    config = {**resolve_data_config(model=model), "mean": data.mean, "std": data.std}
+    size = config["input_size"][1:] if settings.img_size is None else (settings.img_size, settings.img_size)
+    config["input_size"] = (data.in_chans, *size)
+    if settings.fit == "pad":
+        if data.image_size is None or max(data.image_size) > size[0] or data.image_size[0] != data.image_size[1]:
+            raise ValueError(
+                f"fit pad is for square images that are smaller than the network's {size[0]}x{size[1]}; "
+                f"those of {settings.data} are {data.image_size or 'of any size'}: use fit resize"
+            )
+        # timm resizes to floor(size / crop_pct), which is the image's own size, and CenterCrop pads that with zeros.
+        config |= {"crop_pct": size[0] / (data.image_size[0] + 0.01), "crop_mode": "center"}
+    return config
+
+
+def build_batches(
+    settings: Train, data: ImageData, data_config: dict[str, Any], accelerator: Accelerator
+) -> tuple[Batches, Batches | None, Batches]:
+    """Batches of the images to train on (augmented, shuffled), held out from them (None if none are), and to test on.
+
+    Small images stay in the accelerator's memory as one tensor, unless each of them wants an
+    augmentation of its own.
+
+    Raises:
+        ValueError: for a batch size that cannot be divided as it has to be.
+    """
+    part = Part(accelerator.process_index, accelerator.num_processes)
+    to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
+    batch_size = min(settings.batch_size, len(to_train))
+    parts = part.world * settings.accumulation
+    if batch_size % parts or not batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be divided by {part.world} processes times {settings.accumulation} "
+            f"parts of accumulation: use a batch_size that is a multiple of {parts}"
+        )
+    if data.image_size is not None and settings.augment != "resized-crop" and not settings.auto_augment:
+        erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None
+        crop = settings.augment == "pad-crop"
+
+        def in_memory(images: Any, indices: list[int] | None, train: bool = False) -> Batches:
+            pixels, labels = load_tensor(images, data_config, indices)
+            return TensorBatches(
+                pixels.to(accelerator.device),
+                labels.to(accelerator.device),
+                batch_size=batch_size // settings.accumulation,
+                data_config=data_config,
+                part=part,
+                train=train,
+                seed=settings.seed,
+                padding=settings.crop_padding if crop else 0,
+                hflip=settings.hflip if crop else 0.0,
+                erase=erase,
+            )
+
+        val = in_memory(data.train, held_out) if held_out else None
+        return in_memory(data.train, to_train, True), val, in_memory(data.test, None)
+
+    augmented = train_transform(
+        data_config,
+        settings.augment,
+        settings.crop_padding,
+        settings.hflip,
+        settings.auto_augment,
+        settings.random_erasing,
+    )
+
+    def one_by_one(images: Any, indices: list[int] | range, train: bool = False) -> Batches:
+        return ImageBatches(
+            images,
+            indices,
+            augmented if train else eval_transform(data_config),
+            batch_size // settings.accumulation,
+            part,
+            train,
+            settings.seed,
+            settings.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    return (
+        one_by_one(data.train, to_train, True),
+        one_by_one(data.train, held_out) if held_out else None,
+        one_by_one(data.test, range(len(data.test))),  # type: ignore[arg-type]
+    )
+
+
+def build_test_loader(model: nn.Module, data: ImageData, batch_size: int, workers: int = 0) -> DataLoader:
+    """The test images, prepared as ``model`` states that it wants them.
+
+    Raises:
+        ValueError: if the data has another number of classes or channels than the model.
+    """
+    config = resolve_data_config(model=model)
+    wanted, got = (cast(Any, model).num_classes, config["input_size"][0]), (len(data.class_names), data.in_chans)
+    if wanted != got:
+        raise ValueError(
+            f"the model has {wanted[0]} classes and {wanted[1]} channels, the data {got[0]} and {got[1]}: "
+            f"evaluate on the data that the model was trained for"
+        )
+    return DataLoader(Transformed(data.test, eval_transform(config)), batch_size, num_workers=workers)

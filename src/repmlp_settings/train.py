@@ -1,0 +1,108 @@
+"""What can be set of a training run."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network; the run folder then holds config.yaml, metrics.csv, model/ and curves.png.
+
+    Images are padded, cropped and flipped as whole batches where a data set is small (digits, MNIST,
+    CIFAR) and no other augmentation is asked for; image by image, by `workers`, otherwise. Each
+    random choice depends on the seed and the place of the image in the run only: not on the number of
+    workers, and not on whether the run was stopped and resumed.
+
+    Args:
+        output: Run folder to write.
+        resume: Go on with the run in this folder, bit for bit, with its own settings; give no others.
+        model: Name of a network, of this package or of timm.
+        model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
+        locality: Kernel sizes of convs to train beside the token-mixing FCs of a vision MLP, for example 1,3.
+        weights: Model folder or .safetensors file to start from; by default random weights.
+        data: Data set: digits, torch/cifar10 (cifar100, mnist, fashion_mnist), folder:PATH, wds/PATH or hfds/NAME.
+        data_root: Folder that holds the data set, for torch/... and hfds/... names.
+        download: Let torchvision, or Hugging Face's datasets, download the data set into data_root.
+        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        img_size: Size of the images for the network; by default the size that the network states.
+        fit: How smaller images get there: resize, or pad with the mean color.
+        augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
+        crop_padding: Pixels of padding for pad-crop.
+        hflip: Probability of a horizontal flip.
+        auto_augment: AutoAugment, RandAugment or AugMix, by timm's name, for example rand-m9-mstd0.5-inc1.
+        random_erasing: Probability that a rectangle of an image is erased.
+        mixup: Alpha of mixup; 0 is off.
+        cutmix: Alpha of CutMix; 0 is off; of both, each batch gets one.
+        val_fraction: Part of the training images held out to choose the best epoch; 0 keeps the last epoch.
+        epochs: Passes over the training images.
+        batch_size: Images per step of the optimizer, over all processes.
+        accumulation: Parts that a batch is computed in, to need less memory.
+        opt: Optimizer, by timm's name.
+        lr: Highest learning rate; falls to 0 as a cosine.
+        momentum: Of the optimizer.
+        weight_decay: On weights, not on biases and batch norms.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Learning rate to warm up from.
+        clip: Largest norm of the gradient; 0 for any.
+        label_smoothing: Of the cross-entropy loss.
+        ema: Decay per step of an average of the weights, which is then what is evaluated and kept; 0 for none.
+        qat: Train the last epochs for int8: the merged FC3 rounded, batch norms frozen.
+        qat_fraction: Part of the epochs that --qat takes.
+        precision: Mixed precision: no, bf16 or fp16.
+        grad_checkpointing: Compute activations again in the backward pass, to need less memory.
+        channels_last: Memory format of images and convs.
+        compile: Compile the network with torch.compile.
+        sync_bn: Batch statistics over all processes.
+        workers: Processes that load images; 0 loads in this one.
+        state_every: Steps between writes of the state to resume from; it is written after each epoch too.
+        trackers: Trackers of accelerate to report to, for example tensorboard or wandb.
+        seed: Of everything random.
+        cpu: Use the CPU even if there is a GPU.
+        overwrite: Replace a run folder that exists already.
+    """
+
+    output: str
+    resume: bool = False
+    model: str = "repmlp_cifar"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    locality: list[int] = field(default_factory=list)
+    weights: str | None = None
+    data: str = "digits"
+    data_root: str | None = None
+    download: bool = False
+    bad_images: Literal["stop", "skip"] = "stop"
+    img_size: int | None = None
+    fit: Literal["resize", "pad"] = "resize"
+    augment: Literal["none", "pad-crop", "resized-crop"] = "pad-crop"
+    crop_padding: int = 4
+    hflip: float = 0.5
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    val_fraction: float = 0.1
+    epochs: int = 100
+    batch_size: int = 128
+    accumulation: int = 1
+    opt: str = "sgd"
+    lr: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    qat: bool = False
+    qat_fraction: float = 0.2
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    sync_bn: bool = False
+    workers: int = 0
+    state_every: int = 1000
+    trackers: list[str] = field(default_factory=list)
+    seed: int = 0
+    cpu: bool = False
+    overwrite: bool = False
