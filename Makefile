@@ -20,7 +20,7 @@ lint: .venv/dev             ## style and types
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub]'
 	touch $@ .venv/demo
 
 clean:

@@ -1,6 +1,8 @@
 """Pictures."""
 
+from .ablation import plot_ablation
 from .curves import plot_curves
 from .fc3 import plot_fc3
+from .token_mixing import plot_token_mixing
 
-__all__ = ["plot_curves", "plot_fc3"]
+__all__ = ["plot_ablation", "plot_curves", "plot_fc3", "plot_token_mixing"]

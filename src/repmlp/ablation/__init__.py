@@ -1,0 +1,24 @@
+"""The paper's ablation: the same training with and without each part of RepMLP (v1, section 4.1)."""
+
+from .jobs import Job, plan_jobs
+from .plan import Cost, measure_costs
+from .results import Line, Result, Spread
+from .rows import ROWS, Row, check_recipe, choose_rows
+from .summary import Summary, sole_writer, summarize
+
+__all__ = [
+    "ROWS",
+    "Cost",
+    "Job",
+    "Line",
+    "Result",
+    "Row",
+    "Spread",
+    "Summary",
+    "check_recipe",
+    "choose_rows",
+    "measure_costs",
+    "plan_jobs",
+    "sole_writer",
+    "summarize",
+]

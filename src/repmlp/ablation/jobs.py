@@ -1,0 +1,197 @@
+"""The trainings of an ablation as run folders: which are finished, and how several processes share the rest.
+
+OUTPUT/no-local/seed-0/                 a run folder of `repmlp train`; test.json says that it is finished
+OUTPUT/no-local/seed-0/converted.json   how many test images the deploy form gets right, and on which machine
+OUTPUT/no-local/.seed-0.lock            held by the process that trains it; a process that ends lets go of it
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+from repmlp_settings import Train
+
+from ..checkpoint import load_model
+from ..data import load_data
+from ..deploy.machine import machine
+from ..reparam import reparameterize
+from ..training import Epoch, Step, build_test_loader, train
+from .rows import ROWS, Row, check_recipe
+
+DEPLOY, TRAINING = "deploy form", "training form"
+State = Literal["new", "interrupted", "running", "finished"]
+#: Settings that say where a run reads and writes, and change nothing of what it computes.
+NOT_COMPARED = {"output", "resume", "overwrite", "data_root", "download", "workers", "state_every", "trackers"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The training of one row with one seed."""
+
+    row: Row
+    settings: Train
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output)
+
+    @property
+    def converted(self) -> Path:
+        return self.folder / "converted.json"
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}/seed-{self.settings.seed}"
+
+    @property
+    def state(self) -> State:
+        """Looked up on disk; writes nothing."""
+        if self.converted.exists():
+            return "finished"
+        if self._lock_file.exists():
+            with self._claim(wait=0) as claimed:
+                if not claimed:
+                    return "running"
+        return "interrupted" if self._begun else "new"
+
+    @property
+    def epochs_done(self) -> int:
+        metrics = self.folder / "metrics.csv"
+        return len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
+
+    def run(
+        self,
+        on_step: Callable[[Step], None] = lambda step: None,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> bool:
+        """Train, or go on where the run was interrupted, or do nothing if it is finished; then test both forms.
+
+        Returns:
+            Whether the run is finished now; False if another process has it.
+        """
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._claim(wait=1) as claimed:  # longer than a look at `state` holds the lock
+            if not claimed:
+                return False
+            if not (self.folder / "test.json").exists():  # which train writes at its end
+                train(Train(output=str(self.folder), resume=True) if self._begun else self.settings, on_step, on_epoch)
+            if not self.converted.exists():
+                self._test_both_forms()
+            return True
+
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """Settings that the run folder was written with and that are others now, by name: (then, now).
+
+        Raises:
+            ValueError: if its config.yaml cannot be read.
+        """
+        if not self._begun:
+            return {}
+        path = self.folder / "config.yaml"
+        try:
+            then = Train(**yaml.safe_load(path.read_text()))
+        except (TypeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} does not hold the settings of a run: {error}") from error
+        pairs = {field.name: (getattr(then, field.name), getattr(self.settings, field.name)) for field in fields(Train)}
+        return {name: (a, b) for name, (a, b) in pairs.items() if a != b and name not in NOT_COMPARED}
+
+    @property
+    def _begun(self) -> bool:
+        return (self.folder / "config.yaml").exists()
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.lock")
+
+    @contextmanager
+    def _claim(self, wait: float) -> Iterator[bool]:
+        lock = FileLock(self._lock_file)
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @torch.inference_mode()
+    def _test_both_forms(self) -> None:
+        """Classify the test images with the kept weights, not converted and converted, both in their own dtype.
+
+        In float32, then, also where training ran in mixed precision, whose rounding would differ between the forms.
+        """
+        settings = self.settings
+        device = device_of(settings)
+        model = load_model(self.folder)
+        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
+        images = build_test_loader(model, data, settings.batch_size, settings.workers)
+        forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
+        correct, seen = dict.fromkeys(forms, 0), 0
+        for x, labels in images:
+            seen += len(labels)
+            for form, network in forms.items():
+                correct[form] += int((network(x.to(device)).argmax(1).cpu() == labels).sum())
+        partial = self.converted.with_suffix(".partial")
+        values = {"images": seen, "correct": correct, "machine": machine_with(device)}
+        partial.write_text(json.dumps(values))
+        partial.replace(self.converted)
+
+
+def device_of(settings: Train) -> torch.device:
+    """Where :func:`repmlp.training.train` runs with these settings."""
+    return Accelerator(mixed_precision=settings.precision, cpu=settings.cpu).device
+
+
+def machine_with(device: torch.device) -> dict[str, Any]:
+    """The machine, and the name of its accelerator if that is used."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**machine(), "device": name}
+
+
+def plan_jobs(recipe: Train, output: Path, rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
+    """One job for each row and seed: all rows with the first seed, then all with the next.
+
+    Raises:
+        ValueError: if the recipe does not fit an ablation, no seed is given, or a run in the folder was
+            trained with other settings.
+    """
+    check_recipe(recipe)
+    if not seeds:
+        raise ValueError("an ablation needs one seed or more, for example --seeds 0,1,2")
+    jobs = [job_of(recipe, output, row, seed) for seed in dict.fromkeys(seeds) for row in rows]
+    for job in with_found(jobs, recipe, output):
+        if differences := job.differences():
+            told = "; ".join(f"{name} was {then!r} and is {now!r} now" for name, (then, now) in differences.items())
+            raise ValueError(
+                f"{job.folder} was trained with other settings: {told}. Use the settings that it was made with, "
+                f"or another output folder: an ablation compares runs of one recipe"
+            )
+    return jobs
+
+
+def job_of(recipe: Train, output: Path, row: Row, seed: int) -> Job:
+    return Job(row, row.settings(recipe, output / row.name / f"seed-{seed}", seed))
+
+
+def with_found(jobs: Sequence[Job], recipe: Train, output: Path) -> list[Job]:
+    """These jobs and those of all other runs in the folder, which other processes were given: row by row."""
+    wanted = {(job.row.name, job.settings.seed) for job in jobs}
+    found = {
+        (row.name, int(path.parent.name.removeprefix("seed-")))
+        for row in ROWS
+        for path in output.glob(f"{row.name}/seed-*/config.yaml")
+        if path.parent.name.removeprefix("seed-").isdigit()
+    }
+    return [
+        job_of(recipe, output, row, seed) for row in ROWS for name, seed in sorted(wanted | found) if name == row.name
+    ]

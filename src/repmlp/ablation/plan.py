@@ -1,0 +1,111 @@
+"""How long an ablation will take, by a few steps of training that are done and thrown away."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from repmlp_settings import Train
+
+from ..complexity import Complexity, complexity
+from ..data import ImageData, epoch_batches, hold_out, load_data
+from ..deploy import Timing, time_interleaved
+from ..training.batches import data_config_of
+from ..training.setup import build_loss, build_model
+from .jobs import Job
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch of a row costs: its steps of training, and a look at the held-out images.
+
+    Attributes:
+        complexity: in training form.
+        step, look: seconds of one batch in training and in evaluation.
+        steps, looks: of these batches in an epoch.
+    """
+
+    complexity: Complexity
+    step: Timing
+    look: Timing
+    steps: int
+    looks: int
+
+    @property
+    def epoch_seconds(self) -> float:
+        return self.steps * self.step.median + self.looks * self.look.median
+
+
+def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict[str, Cost]:
+    """The cost of an epoch of each row that has something left to train, by the row's name.
+
+    Batches are random numbers of the right shape, of the length that the data has; reading and
+    augmenting images is not in it. All rows are timed in turn.
+
+    Args:
+        jobs: of the ablation.
+        rounds, warmup: steps of each row that are counted, and before them some that are not.
+    """
+    first: dict[str, Train] = {}
+    for job in jobs:
+        if job.state != "finished":
+            first.setdefault(job.row.name, job.settings)
+    if not first:
+        return {}
+    settings = next(iter(first.values()))
+    data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images)
+    to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
+    batch_size = min(settings.batch_size, len(to_train))
+    steps = len(epoch_batches(len(to_train), batch_size, train=True))
+    looks = len(epoch_batches(len(held_out), batch_size, train=False))
+
+    compiler = "inductor" if settings.compile else None
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=settings.cpu, dynamo_backend=compiler)
+    functions: dict[str, Callable[[], object]] = {}
+    counts = {}
+    for name, own in first.items():
+        counts[name], step, look = _step_and_look(own, data, batch_size, accelerator)
+        functions |= {f"{name} step": step, f"{name} look": look}
+    times = time_interleaved(functions, rounds, warmup)
+    return {name: Cost(counts[name], times[f"{name} step"], times[f"{name} look"], steps, looks) for name in first}
+
+
+def _step_and_look(
+    settings: Train, data: ImageData, batch_size: int, accelerator: Accelerator
+) -> tuple[Complexity, Callable[[], float], Callable[[], Tensor]]:
+    """The size of a network, a step of its training as :func:`repmlp.training.train` does it, and an evaluation."""
+    model: Any = build_model(settings, data)
+    config = data_config_of(settings, model, data)
+    count = complexity(model, config["input_size"])
+    mix, loss_function = build_loss(settings, len(data.class_names))
+    optimizer = create_optimizer_v2(model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum)
+    network, optimizer = accelerator.prepare(model, optimizer)
+    ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
+    x = torch.randn(batch_size, *config["input_size"], device=accelerator.device)
+    if settings.channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    labels = torch.randint(len(data.class_names), (batch_size,), device=accelerator.device)
+
+    def step() -> float:
+        network.train()
+        parts = zip(x.chunk(settings.accumulation), labels.chunk(settings.accumulation), strict=True)
+        for images, target in (mix(images.clone(), own) for images, own in parts):  # mixup writes into its images
+            loss = loss_function(network(images), target)
+            accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema:
+            ema.update(model, step=1)
+        return loss.item()
+
+    @torch.no_grad()
+    def look() -> Tensor:
+        network.eval()
+        return network(x).cpu()
+
+    return count, step, look

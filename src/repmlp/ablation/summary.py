@@ -1,0 +1,203 @@
+"""The end of an ablation: one table, for a terminal, as Markdown and as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from repmlp_settings import Train
+
+from .jobs import NOT_COMPARED, Job, device_of, machine_with, with_found
+from .results import Line, Result, Spread, measure, to_lines
+from .rows import ROWS
+
+ROUNDS, WARMUP = 20, 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an ablation found.
+
+    Attributes:
+        lines: of the table.
+        results: the finished runs behind them.
+        missing: names of the runs that are not finished.
+        recipe: what all rows share.
+        about: the machine, versions and settings of the measurement of the inference time.
+    """
+
+    lines: Sequence[Line]
+    results: Sequence[Result]
+    missing: Sequence[str]
+    recipe: Train
+    about: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"Ablation on {self.recipe.data}, {self.recipe.epochs} epochs"
+
+    @property
+    def caption(self) -> str:
+        return "deploy form, A in training form; mean ± sample standard deviation over n seeds"
+
+    @property
+    def header(self) -> list[str]:
+        """Above the cells; broken into lines for a terminal."""
+        return [
+            "",
+            "test\naccuracy, %",
+            "n",
+            "points to\nfirst row",
+            "paper",
+            "train\nloss",
+            "fell in\nlast\nfifth",
+            "M\nparams",
+            "M\nMACs",
+            "train\ns/epoch",
+            f"ms per\nbatch\nof {self.recipe.batch_size}",
+        ]
+
+    def rows(self) -> list[list[str]]:
+        """Cells as text."""
+        return [
+            [
+                line.title,
+                _spread(line.accuracy, ".2f"),
+                str(line.accuracy.n) if line.accuracy else "0",
+                _spread(line.difference, "+.2f") if i else "",
+                line.paper,
+                f"{line.loss.mean:.4f}" if line.loss else "",
+                "" if line.still_falling is None else f"{line.still_falling:.1%}",
+                f"{line.complexity.params / 1e6:.3f}" if line.complexity else "",
+                f"{line.complexity.macs / 1e6:.2f}" if line.complexity else "",
+                "" if line.epoch_seconds is None else f"{line.epoch_seconds:.1f}",
+                f"{line.batch_seconds.median * 1e3:.1f}" if line.batch_seconds else "",
+            ]
+            for i, line in enumerate(self.lines)
+        ]
+
+    def remarks(self) -> list[str]:
+        """What a reader of the table must know."""
+        trained_on = " and on ".join(sorted({_machine(result.machine) for result in self.results}))
+        rounds, warmup = self.about["rounds"], self.about["warmup"]
+        return [
+            *([f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []),
+            "Points to first row: seed by seed, over the seeds that both have.",
+            "Paper: RepMLP v1, section 4.1, on CIFAR-10.",
+            "Train loss: of the last epoch. Fell: how much of it the last fifth of the epochs took away.",
+            f"Pure MLP and A are the same runs. Trained on {trained_on or 'nothing yet'}.",
+            f"Inference on {_machine(self.about)}, {self.about['dtype']}: median of {rounds} interleaved rounds "
+            f"after {warmup} for warm-up.",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "about": self.about,
+            "recipe": _shared(self.recipe),
+            "lines": [asdict(line) for line in self.lines],
+            "runs": [asdict(result) for result in self.results],
+            "missing": list(self.missing),
+        }
+
+    def to_markdown(self) -> str:
+        """The table, every run's accuracy, the settings, and what to know of them."""
+        seeds = sorted({result.seed for result in self.results})
+        every = [
+            [line.title, *(f"{line.accuracies[seed]:.2f}" if seed in line.accuracies else "" for seed in seeds)]
+            for line in self.lines
+        ]
+        usual = asdict(Train(output=""))
+        settings = [f"{name}: {value}" for name, value in _shared(self.recipe).items() if value != usual[name]]
+        versions = ", ".join(f"{name} {self.about[name]}" for name in ("repmlp", "torch", "timm", "python"))
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                f"All figures are of the {self.caption}.",
+                "",
+                *_markdown_table([" ".join(name.split()) for name in self.header], self.rows()),
+                "",
+                *(f"- {remark}" for remark in self.remarks()),
+                "",
+                "![Accuracy of each row and seed, and the training loss over the epochs](ablation.png)",
+                "",
+                "## Test accuracy of every run, %",
+                "",
+                *_markdown_table(["", *(f"seed {seed}" for seed in seeds)], every),
+                "",
+                "## Settings",
+                "",
+                f"`{'; '.join(settings)}`",
+                "",
+                f"{self.about['date']}, {versions}.",
+                "",
+            ]
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write ablation.md and ablation.json, in place of those that are there."""
+        (folder / "ablation.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        (folder / "ablation.md").write_text(self.to_markdown())
+
+
+def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = ROUNDS, warmup: int = WARMUP) -> Summary:
+    """Read all finished runs in ``output`` and measure their networks; nothing is trained.
+
+    Args:
+        jobs: runs that are wanted; others that the folder holds are taken in too.
+        recipe: what all rows share.
+        output: of the ablation.
+        rounds, warmup: of the inference time.
+    """
+    jobs = with_found(jobs, recipe, output)
+    finished = [job for job in jobs if job.state == "finished"]
+    results = [Result.read(job) for job in finished]
+    names = {job.row.name for job in jobs}
+    lines = to_lines(results, [row for row in ROWS if row.name in names])
+    folders = {job.row.name: job.folder for job in reversed(finished)}
+    about = {
+        **machine_with(device_of(recipe)),
+        "repmlp": version("repmlp"),
+        "timm": version("timm"),
+        "batch": recipe.batch_size,
+        "rounds": rounds,
+        "warmup": warmup,
+        "dtype": "float32",
+    }
+    return Summary(
+        lines=measure(lines, folders, recipe, rounds, warmup),
+        results=results,
+        missing=[job.name for job in jobs if job not in finished],
+        recipe=recipe,
+        about=about,
+    )
+
+
+def sole_writer(output: Path) -> AbstractContextManager:
+    """Hold this while summarizing and writing: of two processes that end together, the later one sees all runs."""
+    return FileLock(output / ".ablation.lock")
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    return f"{about['cpu']}, {threads}" if about["device"] == "cpu" else str(about["device"])
+
+
+def _shared(recipe: Train) -> dict[str, Any]:
+    return {name: value for name, value in asdict(recipe).items() if name not in {*NOT_COMPARED, "seed"}}
+
+
+def _spread(spread: Spread | None, form: str) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:{form}}" + (f"±{spread.std:{form.removeprefix('+')}}" if spread.std is not None else "")
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,60 @@
+"""The result of an ablation: accuracy of every run, and whether training had flattened."""
+
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from ..ablation import Summary
+
+#: One color a row, told apart by people with any color vision (Paul Tol's "bright", and black).
+COLORS = {
+    "pure-mlp": "#000000",
+    "no-local": "#ee6677",
+    "no-global": "#ccbb44",
+    "conv9-for-fc3": "#228833",
+    "conv9": "#66ccee",
+    "wide-convnet": "#aa3377",
+}
+
+
+def plot_ablation(summary: Summary, image: Path) -> Path:
+    """Draw an ablation into an image file; returns its path.
+
+    Left, test accuracy: a point per seed, a bar at their mean. Right, training loss over the epochs: the mean
+    over the seeds as a line, from the lowest to the highest seed shaded.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    for place, line in enumerate(summary.lines):
+        color = COLORS[line.name]
+        accuracies = list(line.accuracies.values())
+        left.plot(accuracies, [place] * len(accuracies), "o", color=color, markersize=6, alpha=0.7, markeredgewidth=0)
+        if line.accuracy:
+            left.plot([line.accuracy.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+    left.set_yticks(range(len(summary.lines)), [line.title for line in summary.lines])
+    left.set_ylim(len(summary.lines) - 0.5, -0.5)
+    left.set(title="each seed, and their mean", xlabel="top-1 accuracy on the test images, %")
+
+    trained = {line.name: line for line in reversed(summary.lines) if line.curves}  # row A has the pure MLP's curves
+    for line in reversed(trained.values()):
+        curves = list(zip(*line.curves.values(), strict=True))  # [epoch][seed]
+        epochs, color = range(1, len(curves) + 1), COLORS[line.name]
+        marker = "" if len(curves) > 1 else "o"
+        right.fill_between(epochs, [min(c) for c in curves], [max(c) for c in curves], color=color, alpha=0.2, lw=0)
+        right.plot(epochs, [statistics.mean(c) for c in curves], color=color, marker=marker, label=line.title)
+    right.set(title="mean and range over the seeds", xlabel="epoch", ylabel="training loss", yscale="log")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter(NullFormatter())
+    if trained:
+        right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(summary.title, fontsize=11)
+    figure.savefig(image, dpi=150)
+    return image

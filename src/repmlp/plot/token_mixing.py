@@ -1,0 +1,79 @@
+"""What one token draws from all the others: a row of a token-mixing FC, as the map that it is."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..layers import TokenMixing
+from ..layers.token_mixing import grouped_weight
+
+TITLES = ("before training", "after training: the FC alone", "after the merge: FC + convs")
+
+
+@torch.no_grad()
+def mixing_row(fc: nn.Module, layer: TokenMixing, token: tuple[int, int]) -> Tensor:
+    """The weights that an FC gives to each token of the grid for its output at ``token``.
+
+    Of an FC with several maps or groups, those from its first map to its first map; a class token is left out.
+
+    Args:
+        fc: ``layer`` itself, or the plain form of it.
+        layer: says what grid the tokens form.
+        token: (y, x).
+
+    Returns:
+        (H, W).
+    """
+    (H, W), first, (y, x) = layer.grid, int(layer.class_token), token
+    row = grouped_weight(fc)[0, first + y * W + x]  # (first + I*T)
+    return row[first : first + H * W].view(H, W)
+
+
+@torch.no_grad()
+def plot_token_mixing(
+    initial: nn.Module, trained: nn.Module, image: Path, token: tuple[int, int] | None = None
+) -> Path:
+    """Draw one row of the first and the last token-mixing FC of a model into an image file; returns its path.
+
+    Three maps each, in the same colors: before training, after it without the convs, and with them merged in.
+
+    Args:
+        initial: the model before training, with or without convs: they start as zero.
+        trained: the model after training, in training form, with what :func:`repmlp.inject_locality` put there.
+        image: to write.
+        token: (y, x) of the output that the row belongs to; by default the middle of the grid.
+
+    Raises:
+        ValueError: if no FC of ``trained`` has convs beside it, or ``initial`` is another model.
+    """
+    layers = {name: module for name, module in trained.named_modules() if isinstance(module, TokenMixing)}
+    if not layers:
+        raise ValueError("no FC of the trained model has convs beside it: pass the model in training form")
+    before: dict[str, Any] = dict(initial.named_modules())
+    shown = list(layers.items())
+    shown = shown if len(shown) == 1 else [shown[0], shown[-1]]
+    figure = Figure(figsize=(9, 3.1 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 3, squeeze=False)
+    for axes_of_layer, (name, layer) in zip(grid, shown, strict=True):
+        if name not in before or before[name].weight.shape != layer.weight.shape:
+            raise ValueError(f"the initial model has no FC {name} of this size: pass the same model before training")
+        merged = copy.deepcopy(layer)
+        merged.reparameterize()
+        at = token or (layer.grid[0] // 2, layer.grid[1] // 2)
+        rows = [mixing_row(fc, layer, at).float().cpu().numpy() for fc in (before[name], layer, merged)]
+        top = max(abs(row).max() for row in rows)
+        for axes, row, title in zip(axes_of_layer, rows, TITLES, strict=True):
+            picture = axes.imshow(row, cmap="RdBu_r", vmin=-top, vmax=top)
+            axes.plot(at[1], at[0], marker="s", markersize=130 / max(row.shape), fillstyle="none", color="black")
+            axes.set(title=title, xticks=range(row.shape[1]), yticks=range(row.shape[0]))
+            axes.title.set_fontsize(9)
+            axes.tick_params(labelsize=7)
+        axes_of_layer[0].set_ylabel(name, fontsize=9)
+        figure.colorbar(picture, ax=list(axes_of_layer), label="weight", shrink=0.85)
+    figure.suptitle("What one token (square) draws from each token of the grid: one row of the FC", fontsize=10)
+    figure.savefig(image, dpi=150)
+    return image

@@ -1,0 +1,136 @@
+"""`repmlp ablate`"""
+
+import os
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from repmlp.ablation import Job, Summary, choose_rows, measure_costs, plan_jobs, sole_writer, summarize
+from repmlp.plot import plot_ablation, plot_curves
+from repmlp.training import Stopped
+from repmlp_settings import Ablate, Train
+
+from .console import say, table, training_progress
+
+
+def run(settings: Ablate) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "repmlp ablate runs without torchrun: start it several times, and its processes share the runs"
+        )
+    output = Path(settings.output)
+    recipe = read_recipe(settings)
+    jobs = plan_jobs(recipe, output, choose_rows(settings.rows), settings.seeds)
+    if settings.plan:
+        show_plan(jobs)
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    failed = train_all(jobs)
+    with sole_writer(output):
+        say("measuring the networks")
+        summary = summarize(jobs, recipe, output)
+        summary.write(output)
+        plot_ablation(summary, output / "ablation.png")
+    show(summary)
+    say(f"wrote {output}/ablation.md, ablation.json and ablation.png")
+    return 1 if failed else 0
+
+
+def read_recipe(settings: Ablate) -> Train:
+    """The recipe file with the settings of the command in place of its own.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not hold settings of `repmlp train`.
+    """
+    path = Path(settings.recipe)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {path}: give a YAML file of settings of repmlp train")
+    names = ("data", "data_root", "epochs", "batch_size")
+    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    given |= {name: True for name in ("download", "cpu") if getattr(settings, name)}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Train)
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+        return Train(**parser.parse_object({**values, "output": settings.output, **given}).as_dict())
+    except (ArgumentError, yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"{path} does not hold settings of repmlp train: {error}") from error
+
+
+def train_all(jobs: list[Job]) -> list[Job]:
+    """Train what is neither finished nor in another process's hands; returns the jobs whose loss was not finite."""
+    failed = []
+    left = [job for job in jobs if job.state != "finished"]
+    for number, job in enumerate(left, 1):
+        state = job.state
+        say(f"\nrun {number} of {len(left)}: [bold]{job.row.title}[/], seed {job.settings.seed}, {state_of(job)}")
+        if state in ("running", "finished"):  # another process has been faster
+            continue
+        try:
+            with training_progress(job.settings.epochs) as progress:
+                done = job.run(progress.on_step, progress.on_epoch)
+        except FloatingPointError as error:  # one row that diverges does not keep the others from being trained
+            failed.append(job)
+            say(f"[bold red]{error}[/]")
+            continue
+        except Stopped as stop:
+            raise Stopped(f"{stop}\nor with this command again, which then trains what else is left") from stop
+        if done:
+            plot_curves(job.folder / "metrics.csv", job.folder / "curves.png")
+    return failed
+
+
+def show(summary: Summary) -> None:
+    table(f"{summary.title}: {summary.caption}", summary.header, summary.rows())
+    for remark in summary.remarks():
+        say(remark)
+
+
+def show_plan(jobs: list[Job]) -> None:
+    """Print each row's runs and how long what is left of them takes in one process."""
+    say("timing a few steps of each row")
+    costs = measure_costs(jobs)
+    rows, seconds = [], 0.0
+    for row in {job.row.name: job.row for job in jobs}.values():
+        own = [job for job in jobs if job.row.name == row.name]
+        cost = costs.get(row.name)
+        left = sum(job.settings.epochs - job.epochs_done for job in own if job.state != "finished")
+        seconds += left * cost.epoch_seconds if cost else 0
+        rows.append(
+            [
+                row.title,
+                states(own),
+                f"{cost.complexity.macs / 1e6:.1f}" if cost else "",
+                f"{cost.step.median * 1e3:.0f}" if cost else "",
+                f"{cost.epoch_seconds:.1f}" if cost else "",
+                str(left),
+                duration(left * cost.epoch_seconds) if cost else "",
+            ]
+        )
+    batch = jobs[0].settings.batch_size
+    header = ["", "seeds", "M MACs,\ntraining form", f"ms per\nstep of {batch}", "s/epoch", "epochs\nleft", "time left"]
+    table("What is left to run, at the speed of a few steps of each row, in this process alone", header, rows)
+    say(f"[bold]{duration(seconds)}[/] in all, without reading images and the table at the end; nothing was written")
+
+
+def state_of(job: Job) -> str:
+    where = f" after {job.epochs_done} of {job.settings.epochs} epochs" if job.state == "interrupted" else ""
+    return f"{job.state}{where}"
+
+
+def states(jobs: list[Job]) -> str:
+    """Seeds by the state of their runs: ``0, 1 finished; 2 new``."""
+    seeds: dict[str, list[str]] = {}
+    for job in jobs:
+        seeds.setdefault(state_of(job), []).append(str(job.settings.seed))
+    return "; ".join(f"{', '.join(own)} {state}" for state, own in seeds.items())
+
+
+def duration(seconds: float) -> str:
+    """In words: ``2 h 05 min``, ``7 min`` or ``40 s``."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
