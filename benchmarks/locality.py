@@ -32,6 +32,8 @@ from repmlp.plot import plot_token_mixing
 RECIPE = HERE.parent / "recipes" / "fashion_mnist_vision_mlp.yaml"
 NETWORKS = ("resmlp_6_32", "gmlp_6_32")
 WAYS = {"plain": "[]", "locality": "1,3"}
+#: Settings that are not the budget of a run.
+MAY_DIFFER = {"output", "model", "locality", "seed", "data_root", "download", "state_every", "overwrite", "resume"}
 
 
 def command(folder: Path, network: str, way: str, seed: int, others: list[str]) -> list[str]:
@@ -58,12 +60,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def budget(folders: list[Path]) -> dict[str, Any]:
-    """The settings that all runs share; those that say how long and how they train must be among them."""
+    """How long and how all runs trained; an error if they did not do so alike."""
     each = [settings_of(folder) for folder in folders]
     shared = {key: value for key, value in each[0].items() if all(other[key] == value for other in each)}
-    if differ := each[0].keys() - shared.keys() - {"output", "model", "locality", "seed"}:
+    if differ := each[0].keys() - shared.keys() - MAY_DIFFER:
         raise SystemExit(f"these runs were not made with the same settings: they differ in {', '.join(sorted(differ))}")
-    return {key: shared[key] for key in ("epochs", "batch_size", "opt", "lr", "weight_decay")}
+    return {key: shared[key] for key in ("data", "epochs", "batch_size", "opt", "lr", "weight_decay")}
 
 
 def accuracies(folders: list[Path]) -> list[float]:
@@ -160,14 +162,14 @@ def main() -> None:
             raise SystemExit(status)  # it has said why; the same command of this script goes on from there
     if missing and not args.run:
         raise SystemExit(f"{len(missing)} runs are missing: run these commands, or this script with --run")
+    settings = budget([folder for ways in folders.values() for runs in ways.values() for folder in runs])
     results = [compare(network, runs, args.batch, args.rounds) for network, runs in folders.items()]
-    header = ["network", "trained", "test accuracy, %", "by seed", "gain by seed", "parameters", "MACs", "ms per batch"]
+    header = ["network", "trained", "test accuracy, %", "by seed", "gain, paired", "parameters", "MACs", "ms per batch"]
     text = (
-        f"Test accuracy on Fashion-MNIST after the last epoch: mean and standard deviation over {args.seeds} seeds. "
+        f"Test accuracy on {settings['data']}, mean and standard deviation over {args.seeds} seeds, also of the gains. "
         f"Both are deployed as the same network; ms: median (range) of {args.batch} images, of both in turn.\n\n"
         f"{table(header, [row for result in results for row in rows_of(result)])}"
     )
-    settings = budget([folder for ways in folders.values() for runs in ways.values() for folder in runs])
     write("locality", {**settings, "warmup": 3, "rounds": args.rounds}, results, text)
     if args.picture:
         draw(folders[NETWORKS[0]]["locality"][0], args.picture)

@@ -67,3 +67,11 @@ def test_a_resized_model_can_be_saved_and_read(model, tmp_path):
     resized = repmlp.resize(model, 32).model.eval()
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(repmlp.load_model(repmlp.save_model(resized, tmp_path / "m"))(x), resized(x))
+
+
+def test_a_network_whose_convs_were_merged_is_the_plain_network():
+    model = repmlp.inject_locality(timm.create_model("resmlp_6_32"))
+    merged = repmlp.reparameterize(model)
+    assert not repmlp.resize(merged, 32).fresh
+    with pytest.raises(ValueError, match=r"linear_tokens.weight would change from \[64, 64\] to \[36, 36\]"):
+        repmlp.resize(merged, 24)

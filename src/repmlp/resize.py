@@ -9,7 +9,7 @@ from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
-from .reparam import is_reparameterized
+from .reparam import convertible_modules, is_reparameterized
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
         )
     old = model.state_dict()
     arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **changes}
-    if is_reparameterized(model):
+    if next(convertible_modules(model), None) and is_reparameterized(model):
         arguments["deploy"] = True
     parameter = next(model.parameters())
     new = timm.create_model(model.pretrained_cfg["architecture"], **arguments)

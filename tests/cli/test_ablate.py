@@ -15,7 +15,8 @@ import yaml
 from planted import RECIPE
 from repmlp.ablation import ROWS, Job, choose_rows, plan_jobs
 from repmlp_cli import main
-from repmlp_cli.ablate import duration, states
+from repmlp_cli.ablate import duration, read_recipe, states
+from repmlp_settings import Ablate
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,14 @@ def test_flags_replace_the_recipe(recipe, tmp_path):
     assert (used["epochs"], used["batch_size"], used["seed"], used["data_root"]) == (2, 64, 5, str(tmp_path))
     assert used["model_args"]["channels"] == [8, 16]
     assert used["cpu"]  # a flag that is not given leaves the recipe's
+
+
+def test_a_switch_that_is_not_given_leaves_the_recipes_own(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("download: true\n")
+    off, on = (read_recipe(Ablate(str(path), "out", cpu=cpu)) for cpu in (False, True))
+    assert (off.cpu, off.download) == (False, True)
+    assert (on.cpu, on.download) == (True, True)
 
 
 def test_a_row_that_diverges_does_not_keep_the_others_from_being_trained(recipe, tmp_path, capsys, monkeypatch):

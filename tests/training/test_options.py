@@ -71,6 +71,7 @@ def test_steps_are_counted_in_whole_batches(tmp_path):
         ({"accumulation": 3}, "a batch of 64 images cannot be divided by 1 processes times 3 parts"),
         ({"fit": "pad"}, r"fit pad is for square images that are smaller than the network's 8x8"),
         ({"weights": "nowhere"}, "there are no weights nowhere"),
+        ({"warmup_epochs": 1}, "warmup_epochs 1 leave none of the 1 epochs to train in"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, changes, message):

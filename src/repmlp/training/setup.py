@@ -92,6 +92,11 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
         model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum
     )  # no weight decay on biases and norms
     warmup = round(settings.warmup_epochs * steps / settings.epochs)
+    if not 0 <= warmup < steps:
+        raise ValueError(
+            f"warmup_epochs {settings.warmup_epochs} leave none of the {settings.epochs} epochs to train in after them: "
+            f"use fewer, or more epochs"
+        )
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=steps - warmup,
