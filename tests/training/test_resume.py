@@ -112,6 +112,17 @@ def test_a_run_that_crashed_before_its_first_state_starts_again(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_a_run_whose_folder_has_moved_goes_on_where_it_is_now(tmp_path):
+    train(Train(output=str(tmp_path / "whole"), **TINY))
+    with pytest.raises(Crash):
+        train(Train(output=str(tmp_path / "old"), **TINY), crash_at(23))
+    (tmp_path / "old").rename(tmp_path / "new")
+    done = train(Train(output=str(tmp_path / "new"), resume=True))
+    assert done.folder == tmp_path / "new"
+    assert not (tmp_path / "old").exists()
+    assert_same_run(tmp_path / "whole", tmp_path / "new")
+
+
 @few_cores
 def test_the_number_of_workers_changes_nothing(tmp_path):
     for workers in (0, 2):

@@ -94,8 +94,8 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
     warmup = round(settings.warmup_epochs * steps / settings.epochs)
     if not 0 <= warmup < steps:
         raise ValueError(
-            f"warmup_epochs {settings.warmup_epochs} leave none of the {settings.epochs} epochs to train in after them: "
-            f"use fewer, or more epochs"
+            f"warmup_epochs {settings.warmup_epochs} leave none of the {settings.epochs} epochs to train in "
+            f"after them: use fewer, or more epochs"
         )
     schedule = CosineLRScheduler(
         optimizer,

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def stored_settings(settings: Train) -> Train:
                 f"a run goes on with its own settings, {field.name} is {getattr(own, field.name)!r} there and not "
                 f"{given!r}: leave it out, or start another run"
             )
-    return own
+    return replace(own, output=settings.output)  # which may have moved
 
 
 @contextmanager
