@@ -5,6 +5,7 @@ imported only once the arguments are known to be right.
 """
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(settings)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first speaks
+            print(f"\n{stop or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from accelerate import PartialState
 
 from repmlp.plot import plot_curves
-from repmlp.training import Run
+from repmlp.training import Run, stored_settings
 from repmlp.training import train as run_training
 from repmlp_settings import Train
 
@@ -18,12 +18,13 @@ def run(settings: Train) -> int:
 
 def train(settings: Train) -> Run:
     """Train with a progress bar, and draw the curves."""
-    with training_progress(settings.epochs) as progress:
+    own = stored_settings(settings) if settings.resume else settings
+    with training_progress(own.epochs) as progress:
         done = run_training(settings, progress.on_step, progress.on_epoch)
     if PartialState().is_main_process:
         plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
     PartialState().destroy_process_group()
-    test, which = done.test, "best" if settings.val_fraction else "last"
+    test, which = done.test, "best" if own.val_fraction else "last"
     say(
         f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, "
         f"[bold]{test.accuracy:.2%}[/] (loss {test.loss:.4f})"

@@ -1,6 +1,8 @@
 """The commands, as a user types them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,20 @@ def test_every_recipe_is_read(recipe):
 def test_the_demo_is_the_digits_recipe():
     recipe = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "digits.yaml").read_text())
     assert training_settings(Demo()) == Train(output="runs/demo", overwrite=True, **recipe)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
+    from repmlp_cli.console import TrainingProgress
+
+    monkeypatch.setattr(TrainingProgress, "on_epoch", lambda self, row: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["train", str(tmp_path / "r"), "--epochs=2", "--val-fraction=0", *TINY]) == 130
+    assert f"go on with: repmlp train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(tmp_path / "r")]) == 0
+    assert "last epoch, 2" in capsys.readouterr().out
+    assert (tmp_path / "r" / "curves.png").exists()
+    assert main(["train", "--resume", str(tmp_path / "r")]) == 2
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_flags_override_the_recipe(tmp_path, run):
