@@ -81,8 +81,9 @@ def main() -> None:
     text = (
         f"{table(['', 'test accuracy', 'parameters', 'MACs per image', 'ms per batch of 128'], rows)}\n\n"
         f"{result['same predictions']:,} of {result['images']:,} predictions are the same; the largest error of a "
-        f"logit is {result['largest relative error of a logit']:.1e} of the largest logit. Trained for {result['epochs']} "
-        f"epochs in {result['minutes of training']} minutes. ms: median (range), both forms in turn.\n\n"
+        f"logit is {result['largest relative error of a logit']:.1e} of the largest logit. "
+        f"Trained for {result['epochs']} epochs in {result['minutes of training']} minutes. "
+        "ms: median (range), both forms in turn.\n\n"
         "![Loss and accuracy over the epochs](fashion_mnist/curves.png)"
     )
     kept = HERE / "results" / "fashion_mnist"
