@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import repmlp
@@ -132,3 +133,18 @@ def test_weights_of_another_model(folder):
         save_file(broken, folder / "model.safetensors")
         with pytest.raises(ValueError, match=f"do not fit its config.json(.|\n)*{name}"):
             repmlp.load_model(folder)
+
+
+def test_a_full_disk_is_told_and_the_folder_stays_as_it_was(tmp_path, monkeypatch):
+    model = timm.create_model("resmlp_6_32")
+    repmlp.save_model(model, tmp_path / "m")
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("repmlp.checkpoint.save_for_hf", full)
+    with pytest.raises(OSError, match=r"could not be written to .*No space left on device.*what was there is kept"):
+        repmlp.save_model(timm.create_model("resmlp_6_32"), tmp_path / "m", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

@@ -44,6 +44,7 @@ def save_model(
     Raises:
         FileExistsError: if the folder exists and ``overwrite`` is off, or it is no model folder.
         ValueError: if the model does not come from timm's registry.
+        OSError: if it could not be written, with the folder as it was.
     """
     if not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"{type(model).__name__} was not made by timm.create_model: no config can describe it")
@@ -67,6 +68,8 @@ def save_model(
         )
         remove(folder)
         partial.rename(folder)
+    except SafetensorError as error:  # it tells a full disk so
+        raise OSError(f"the model could not be written to {folder} ({error}); what was there is kept") from error
     finally:
         remove(partial)
     return folder
