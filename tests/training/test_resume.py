@@ -133,7 +133,10 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
 
 def start(*arguments):
     command = [sys.executable, "-m", "repmlp_cli", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number of them sums in another order
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads}
+    )
 
 
 def wait_for(condition, process):
