@@ -63,6 +63,7 @@ normalize = memory.normalize
 memory.normalize = lambda *args: normalize(*args).double()
 for settings in json.loads(sys.argv[1]):
     loop.train(Train(**settings))
+accelerator.end_training()  # gloo's threads must not outlive the interpreter
 """
 
 
