@@ -88,8 +88,12 @@ def main() -> None:
     )
     kept = HERE / "results" / "fashion_mnist"
     kept.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "metrics.csv", "curves.png"):
+    for name in ("metrics.csv", "curves.png"):
         shutil.copy(args.run / name, kept / name)
+    settings = yaml.safe_load((args.run / "config.yaml").read_text())
+    for where in ("output", "data_root"):  # of the machine, not of the run
+        del settings[where]
+    (kept / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     write("fashion_mnist", {"dtype": "float32", "warmup": 3, "rounds": args.rounds}, [result], text)
 
 

@@ -3,7 +3,7 @@
 from accelerate import PartialState
 
 from repmlp.plot import plot_curves
-from repmlp.training import Run, stored_settings
+from repmlp.training import Run, Stopped, stored_settings
 from repmlp.training import train as run_training
 from repmlp_settings import Train
 
@@ -19,8 +19,12 @@ def run(settings: Train) -> int:
 def train(settings: Train) -> Run:
     """Train with a progress bar, and draw the curves."""
     own = stored_settings(settings) if settings.resume else settings
-    with training_progress(own.epochs) as progress:
-        done = run_training(settings, progress.on_step, progress.on_epoch)
+    try:
+        with training_progress(own.epochs) as progress:
+            done = run_training(settings, progress.on_step, progress.on_epoch)
+    except Stopped:
+        PartialState().destroy_process_group()  # its threads must not outlive the interpreter
+        raise
     if PartialState().is_main_process:
         plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
     PartialState().destroy_process_group()

@@ -54,7 +54,7 @@ class Train:
         compile: Compile the network with torch.compile.
         sync_bn: Batch statistics over all processes.
         workers: Processes that load images; 0 loads in this one.
-        state_every: Steps between writes of the state to resume from; it is written after each epoch too.
+        state_every: Steps between writes of the state to resume from; it is written after each epoch in any case.
         trackers: Trackers of accelerate to report to, for example tensorboard or wandb.
         seed: Of everything random.
         cpu: Use the CPU even if there is a GPU.

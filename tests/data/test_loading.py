@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repmlp.data import ImageBatches, Part, epoch_batches, seed_everything
+from repmlp.data import ImageBatches, Part, count_batches, epoch_batches, seed_everything
 from repmlp.data.loading import augmentation_draws, mixed_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -105,3 +105,11 @@ def test_draws_for_crops_cover_their_range():
     assert set(top.tolist()) == set(left.tolist()) == {0, 1, 2, 3, 4}
     assert 0.2 < flip.float().mean() < 0.3
     assert not torch.equal(top, left)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("n", "world"), [(0, 1), (3, 1), (8, 2), (23, 1), (23, 3), (2, 4)])
+def test_batches_are_counted_without_drawing_them(n, world, train):
+    for rank in range(world):
+        part = Part(rank, world)
+        assert count_batches(n, 4 * world, train, part) == len(epoch_batches(n, 4 * world, train, part=part))

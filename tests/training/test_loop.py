@@ -12,17 +12,7 @@ import repmlp
 from repmlp.data import load_data
 from repmlp.training import build_test_loader, evaluate, train
 from repmlp_settings import Train
-
-TINY = {
-    "model_args": {"channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, 3]},
-    "img_size": 8,
-    "hflip": 0.0,
-    "crop_padding": 1,
-    "epochs": 3,
-    "batch_size": 64,
-    "lr": 0.1,
-    "cpu": True,
-}
+from tiny import TINY
 
 
 @pytest.fixture(scope="module")

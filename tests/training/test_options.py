@@ -15,21 +15,11 @@ from repmlp.training import train
 from repmlp.training.batches import data_config_of
 from repmlp.training.setup import build_loss, build_model
 from repmlp_settings import Train
-
-TINY = {
-    "model_args": {"channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, 3]},
-    "img_size": 8,
-    "hflip": 0.0,
-    "crop_padding": 1,
-    "epochs": 1,
-    "batch_size": 64,
-    "lr": 0.1,
-    "cpu": True,
-}
+from tiny import TINY
 
 
 def tiny(folder, **changes):
-    return Train(output=str(folder), **{**TINY, **changes})
+    return Train(output=str(folder), **{**TINY, "epochs": 1, **changes})
 
 
 def weights(run):
@@ -71,6 +61,9 @@ def test_steps_are_counted_in_whole_batches(tmp_path):
         ({"accumulation": 3}, "a batch of 64 images cannot be divided by 1 processes times 3 parts"),
         ({"fit": "pad"}, r"fit pad is for square images that are smaller than the network's 8x8"),
         ({"weights": "nowhere"}, "there are no weights nowhere"),
+        ({"accumulation": 0}, "times 0 parts of accumulation: .* 1 part or more"),
+        ({"mixup": 0.2, "batch_size": 63}, "a process computes 63 at a time: use a batch_size that is a multiple of 2"),
+        ({"epochs": 0}, "nothing to train in 0 epochs"),
         ({"warmup_epochs": 1}, "warmup_epochs 1 leave none of the 1 epochs to train in"),
     ],
 )
@@ -82,6 +75,12 @@ def test_settings_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(tiny(tmp_path / "r", **settings))
     assert not (tmp_path / "r").exists()
+
+
+def test_the_state_may_be_written_after_epochs_only(tmp_path, monkeypatch):
+    written = states(monkeypatch)
+    train(tiny(tmp_path / "r", epochs=2, state_every=0))
+    assert [state["progress"]["epoch"] for state in written] == [2, 3]
 
 
 def test_padding_is_written_in_timms_terms_and_keeps_every_pixel():

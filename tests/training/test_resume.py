@@ -162,7 +162,7 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path):
         wait_for(
             lambda before=before: (folder / STATE).exists() and (folder / STATE).stat().st_mtime != before, process
         )
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 0.3))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
@@ -248,6 +248,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tm
     assert (state["progress"]["epoch"], state["progress"]["batch"]) == (2, 8)  # step 28 of 7, 14, 21, 28
     assert all(torch.isfinite(value).all() for value in state["model"].values())
     assert len(metrics(tmp_path / "r")) == 1
+
+
+def test_weights_that_are_no_numbers_are_not_written_either(tmp_path, monkeypatch):
+    """As after an infinite gradient of a finite loss: the next loss would tell, but the state comes before it."""
+
+    def on_step(step):
+        if step.step == 28:
+            with torch.no_grad():
+                trained[0].head.fc.weight[0, 0] = float("nan")
+
+    trained = []
+    build = setup.build_model
+    monkeypatch.setattr(setup, "build_model", lambda *args: trained.append(build(*args)) or trained[0])
+    with pytest.raises(FloatingPointError, match=r"the weights are no longer finite numbers in epoch 2"):
+        train(Train(output=str(tmp_path / "r"), state_every=7, **TINY), on_step)
+    state = read_state(tmp_path / "r")
+    assert state["progress"]["batch"] == 1  # step 21
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
 def test_the_state_is_not_executed(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from repmlp_settings import Train
 
 from ..complexity import Complexity, complexity
-from ..data import ImageData, epoch_batches, hold_out, load_data
+from ..data import ImageData, count_batches, hold_out, load_data
 from ..deploy import Timing, time_interleaved
 from ..training.batches import data_config_of
 from ..training.setup import build_loss, build_model
@@ -61,8 +61,8 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images)
     to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
     batch_size = min(settings.batch_size, len(to_train))
-    steps = len(epoch_batches(len(to_train), batch_size, train=True))
-    looks = len(epoch_batches(len(held_out), batch_size, train=False))
+    steps = count_batches(len(to_train), batch_size, train=True)
+    looks = count_batches(len(held_out), batch_size, train=False)
 
     compiler = "inductor" if settings.compile else None
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=settings.cpu, dynamo_backend=compiler)

@@ -1,6 +1,6 @@
 """Data sets by name, and the way from their images to batches."""
 
-from .loading import Batches, ImageBatches, Part, epoch_batches, seed_everything
+from .loading import Batches, ImageBatches, Part, count_batches, epoch_batches, seed_everything
 from .memory import TensorBatches, crop_and_flip, load_tensor, normalize
 from .sets import FOLDER, NORMALIZATION, ImageData, hold_out, load_data
 from .transforms import Transformed, eval_transform, open_image, train_transform
@@ -14,6 +14,7 @@ __all__ = [
     "Part",
     "TensorBatches",
     "Transformed",
+    "count_batches",
     "crop_and_flip",
     "epoch_batches",
     "eval_transform",

@@ -50,7 +50,7 @@ def mixed_seed(*place: int) -> int:
 
 
 def seed_everything(*place: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch (of the CPU, and of GPUs in use) from a place in a run."""
+    """Seed the generators of Python, NumPy and PyTorch (of the CPU, and of CUDA GPUs in use) from a place in a run."""
     seed = mixed_seed(*place)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  timm's mixup draws from this one
@@ -80,6 +80,13 @@ def epoch_batches(
     order = torch.randperm(n, generator=_generator(seed, epoch))
     batches = order[: n // batch_size * batch_size].view(-1, batch_size)[:, part.slice()]  # (batches, B / world)
     return batches.unbind()
+
+
+def count_batches(n: int, batch_size: int, train: bool, part: Part = WHOLE) -> int:
+    """How many :func:`epoch_batches` gives, without drawing their order."""
+    if train:
+        return n // batch_size
+    return -(-len(range(n)[part.slice()]) // max(1, batch_size // part.world))
 
 
 def augmentation_draws(
@@ -145,14 +152,12 @@ class _Places(Sampler[list[tuple[int, int]]]):
         self.n, self.batch_size, self.part, self.train, self.seed = n, batch_size, part, train, seed
         self.epoch = self.start = 0
 
-    def _batches(self) -> Sequence[Tensor]:
-        return epoch_batches(self.n, self.batch_size, self.train, self.seed, self.epoch, self.part)
-
     def __len__(self) -> int:
-        return len(self._batches())
+        return count_batches(self.n, self.batch_size, self.train, self.part)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for places in self._batches()[self.start :]:
+        batches = epoch_batches(self.n, self.batch_size, self.train, self.seed, self.epoch, self.part)
+        for places in batches[self.start :]:
             yield [(self.epoch, place) for place in places.tolist()]
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loading import WHOLE, Part, augmentation_draws, epoch_batches, seed_everything
+from .loading import WHOLE, Part, augmentation_draws, count_batches, epoch_batches, seed_everything
 from .transforms import eval_transform
 
 
@@ -72,7 +72,7 @@ class TensorBatches:
         self.train, self.seed, self.padding, self.hflip, self.erase = train, seed, padding, hflip, erase
 
     def __len__(self) -> int:
-        return len(epoch_batches(len(self.labels), self.batch_size, self.train, part=self.part))
+        return count_batches(len(self.labels), self.batch_size, self.train, self.part)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W), normalized, and labels (B); from batch number ``start`` on."""

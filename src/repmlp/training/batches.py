@@ -59,10 +59,15 @@ def build_batches(
     to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
     batch_size = min(settings.batch_size, len(to_train))
     parts = part.world * settings.accumulation
-    if batch_size % parts or not batch_size:
+    if settings.accumulation < 1 or not batch_size or batch_size % parts:
         raise ValueError(
             f"a batch of {batch_size} images cannot be divided by {part.world} processes times {settings.accumulation} "
-            f"parts of accumulation: use a batch_size that is a multiple of {parts}"
+            f"parts of accumulation: use a batch_size that is a multiple of {max(parts, 1)}, and 1 part or more"
+        )
+    if (settings.mixup or settings.cutmix) and batch_size // parts % 2:
+        raise ValueError(
+            f"mixup and cutmix mix pairs of images, and a process computes {batch_size // parts} at a time: "
+            f"use a batch_size that is a multiple of {2 * parts}"
         )
     if data.image_size is not None and settings.augment != "resized-crop" and not settings.auto_augment:
         erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None

@@ -31,15 +31,22 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], acceler
         ValueError: if there are no images.
     """
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # correct, images, loss
+    correct, images, loss = 0, 0, 0.0
     for x, labels in batches:
         x, labels = x.to(accelerator.device), labels.to(accelerator.device)
         with accelerator.autocast():
             logits = model(x)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([(logits.argmax(1) == labels).sum(), sums.new_tensor(len(labels)), loss])
-    correct, images, loss = accelerator.reduce(sums).tolist()
-    if not images:
+        correct += int((logits.argmax(1) == labels).sum())
+        images += len(labels)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
+    all_correct, all_images, all_loss = sum_over_processes(accelerator, correct, images, loss)
+    if not all_images:
         raise ValueError("there are no images to evaluate on")
-    return Evaluation(int(correct), int(images), loss / images)
+    return Evaluation(int(all_correct), int(all_images), all_loss / all_images)
+
+
+def sum_over_processes(accelerator: Accelerator, *values: float) -> list[float]:
+    """The sum of each value over all processes, in float64; every process gets them."""
+    if accelerator.num_processes == 1:  # not every device has float64
+        return list(values)
+    return accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()

@@ -18,7 +18,7 @@ from repmlp_settings import Train
 
 from ..checkpoint import check_architecture, check_free, load_model, remove, save_model
 from ..layers import freeze_norms, repmlp_blocks, simulate_int8
-from .evaluate import evaluate
+from .evaluate import evaluate, sum_over_processes
 from .records import Epoch, Progress, Run, Step, append_row, keep_rows
 from .setup import Parts, build_parts
 from .state import STATE, Stopped, read_state, stop_signals, stored_settings, write_state
@@ -150,7 +150,7 @@ def _train_epoch(
             seen = progress.seen
             on_step(Step(epoch, step, parts.steps, progress.loss_sum / seen, progress.correct / seen))
         stopping = _any(accelerator, stop.is_set())
-        if stopping or step % settings.state_every == 0:
+        if stopping or (settings.state_every and step % settings.state_every == 0):
             progress.seconds = time.perf_counter() - started
             _write(folder, parts, accelerator, progress)
         if stopping:
@@ -168,11 +168,10 @@ def _finish_epoch(
     on_epoch: OnEpoch,
 ) -> Progress:
     """Evaluate, keep the network if it is the best one so far, write the row and the state; what comes next."""
-    _check_finite(folder, parts, progress)
+    _check_finite(folder, parts, accelerator, progress)
     if accelerator.num_processes > 1:
         distribute_bn(parts.model, accelerator.num_processes, reduce=True)
-    sums = torch.tensor([progress.loss_sum, progress.correct, progress.seen], dtype=torch.float64)
-    loss_sum, correct, seen = accelerator.reduce(sums.to(accelerator.device)).tolist()
+    loss_sum, correct, seen = sum_over_processes(accelerator, progress.loss_sum, progress.correct, progress.seen)
     val = evaluate(parts.evaluated, parts.val.epoch(), accelerator) if parts.val else None
     row = Epoch(
         epoch=progress.epoch,
@@ -199,15 +198,19 @@ def _finish_epoch(
 
 
 def _write(folder: Path, parts: Parts, accelerator: Accelerator, progress: Progress) -> None:
-    _check_finite(folder, parts, progress)
+    _check_finite(folder, parts, accelerator, progress)
     if accelerator.is_main_process:
         write_state(folder, {"progress": asdict(progress), **parts.state()})
 
 
-def _check_finite(folder: Path, parts: Parts, progress: Progress) -> None:
-    if not math.isfinite(progress.loss_sum):
+def _check_finite(folder: Path, parts: Parts, accelerator: Accelerator, progress: Progress) -> None:
+    """Stop all processes if the loss of one, or a weight, is no number: such a state is not to be written."""
+    weights = all(bool(torch.isfinite(parameter).all()) for parameter in parts.model.parameters())
+    if _any(accelerator, not (math.isfinite(progress.loss_sum) and weights)):
+        loss = f"the loss became {progress.loss_sum}"
+        what = "the weights are no longer finite numbers" if math.isfinite(progress.loss_sum) else loss
         raise FloatingPointError(
-            f"the loss became {progress.loss_sum} in epoch {progress.epoch}: lower --lr "
+            f"{what} in epoch {progress.epoch}: lower --lr "
             f"({parts.optimizer.defaults['lr']}) or add --warmup_epochs; the best model so far is kept in "
             f"{folder / 'model'}, and the last good state beside it"
         )
@@ -215,9 +218,7 @@ def _check_finite(folder: Path, parts: Parts, progress: Progress) -> None:
 
 def _any(accelerator: Accelerator, here: bool) -> bool:
     """Whether it is so in any process; all of them get the same answer."""
-    if accelerator.num_processes == 1:
-        return here
-    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device)).item())
+    return sum_over_processes(accelerator, here)[0] > 0
 
 
 def first_epoch_of_qat(settings: Train) -> float:

@@ -77,6 +77,8 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
     Raises:
         ValueError, FileNotFoundError: for settings that do not fit together, or data that is not there.
     """
+    if settings.epochs < 1:
+        raise ValueError(f"there is nothing to train in {settings.epochs} epochs: use 1 or more")
     with accelerator.main_process_first():  # it downloads, and checks images; the others find what it found
         data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images)
     model: Any = build_model(settings, data)
