@@ -123,6 +123,18 @@ def test_a_run_whose_folder_has_moved_goes_on_where_it_is_now(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "new")
 
 
+def test_a_run_that_crashed_between_its_row_and_its_state_has_no_row_twice(tmp_path):
+    def on_epoch(row):
+        if row.epoch == 2:
+            raise Crash
+
+    train(Train(output=str(tmp_path / "whole"), **TINY))
+    with pytest.raises(Crash):
+        train(Train(output=str(tmp_path / "broken"), **TINY), on_epoch=on_epoch)
+    train(Train(output=str(tmp_path / "broken"), resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 @few_cores
 def test_the_number_of_workers_changes_nothing(tmp_path):
     for workers in (0, 2):
@@ -266,6 +278,15 @@ def test_weights_that_are_no_numbers_are_not_written_either(tmp_path, monkeypatc
     state = read_state(tmp_path / "r")
     assert state["progress"]["batch"] == 1  # step 21
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_state_is_replaced_whole_and_never_written_into(tmp_path):
+    write_state(tmp_path, {"progress": 1})
+    with (tmp_path / STATE).open("rb") as before:
+        write_state(tmp_path, {"progress": 2})
+        assert torch.load(before, weights_only=True) == {"progress": 1}
+    assert read_state(tmp_path) == {"progress": 2}
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state.pt"]
 
 
 def test_the_state_is_not_executed(tmp_path):
