@@ -45,6 +45,9 @@ class TrainingProgress:
         self.progress, self.epochs = progress, epochs
         self.task = progress.add_task("", total=None, state="starting")
 
+    def on_check(self, checked: int, images: int) -> None:
+        self.progress.update(self.task, completed=checked, total=images, state="looking for images that cannot be read")
+
     def on_step(self, step: Step) -> None:
         state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
         self.progress.update(self.task, completed=step.step, total=step.steps, state=state)

@@ -14,9 +14,8 @@ from .console import say
 
 def run(settings: Eval) -> int:
     model = load(settings.model)
-    loader = build_test_loader(
-        model, load_data(settings.data, settings.data_root), settings.batch_size, settings.workers
-    )
+    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
+    loader = build_test_loader(model, data, settings.batch_size, settings.workers)
     accelerator = Accelerator()
     model, loader = accelerator.prepare(model, loader)
     result = evaluate(model, loader, accelerator)

@@ -20,7 +20,8 @@ def run(settings: Export) -> int:
     model = load_model(settings.model)
     images = None
     if settings.data:
-        loader = build_test_loader(model, load_data(settings.data, settings.data_root), settings.images)
+        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
+        loader = build_test_loader(model, data, settings.images)
         images = next(iter(loader))[0]
     if in_training_form(model) and not settings.no_convert:
         model = converted(model)

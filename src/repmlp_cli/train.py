@@ -21,7 +21,7 @@ def train(settings: Train) -> Run:
     own = stored_settings(settings) if settings.resume else settings
     try:
         with training_progress(own.epochs) as progress:
-            done = run_training(settings, progress.on_step, progress.on_epoch)
+            done = run_training(settings, progress.on_step, progress.on_epoch, progress.on_check)
     except Stopped:
         PartialState().destroy_process_group()  # its threads must not outlive the interpreter
         raise

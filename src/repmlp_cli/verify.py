@@ -21,7 +21,8 @@ def run(settings: Verify) -> int:
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
     b = load_model(settings.b) if settings.b else reparameterize(a)
     if settings.data:
-        loader = build_test_loader(a, load_data(settings.data, settings.data_root), batch_size=1)
+        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
+        loader = build_test_loader(a, data, batch_size=1)
         inputs = torch.cat([image for image, _ in islice(loader, settings.images)])
     else:
         inputs = example_inputs(a, settings.images)

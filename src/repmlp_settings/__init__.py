@@ -41,6 +41,7 @@ class Verify:
         images: Compare on this many test images of --data; without data, on random ones.
         data: Data set to take images from; see `repmlp train --help`.
         data_root: Folder that holds the data set.
+        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         tolerance: Largest relative error; by default that of the weights' dtype.
         json: Write the report to this file.
     """
@@ -50,6 +51,7 @@ class Verify:
     images: int = 64
     data: str | None = None
     data_root: str | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
     tolerance: float | None = None
     json: str | None = None
 
@@ -62,6 +64,7 @@ class Eval:
         model: Model folder, run folder or exported file.
         data: Data set; see `repmlp train --help`.
         data_root: Folder that holds the data set.
+        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         batch_size: Images per step.
         workers: Processes that load images.
     """
@@ -69,6 +72,7 @@ class Eval:
     model: str
     data: str
     data_root: str | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
     batch_size: int = 256
     workers: int = 0
 
@@ -149,6 +153,7 @@ class Export:
         no_convert: Refuse a model in training form instead of converting it.
         data: Data set to compare on too, besides random images; see `repmlp train --help`.
         data_root: Folder that holds the data set.
+        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         images: Compare on this many test images of --data.
         overwrite: Replace a file that exists already.
     """
@@ -160,6 +165,7 @@ class Export:
     no_convert: bool = False
     data: str | None = None
     data_root: str | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
     images: int = 64
     overwrite: bool = False
 
@@ -173,6 +179,7 @@ class Quantize:
         output: File to write, by default int8.onnx, or int8.torchscript, beside the model.
         data: Data set to measure accuracy on, and to calibrate on; see `repmlp train --help`.
         data_root: Folder that holds the data set.
+        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         method: static (activations measured on calibration images) or dynamic; by default static, for torch dynamic.
         engine: onnxruntime or torch.
         calibration_images: Training images to calibrate on, for static.
@@ -186,6 +193,7 @@ class Quantize:
     output: str | None = field(default=None, metadata={"nargs": "?"})
     data: str = field(kw_only=True, metadata={"required": True})
     data_root: str | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
     method: Literal["static", "dynamic"] | None = None
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     calibration_images: int = 256

@@ -1,5 +1,6 @@
 """The commands, as a user types them."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
 
 import repmlp
+from pictures import picture
 from repmlp.data import load_data
 from repmlp_cli import build_parser, main
+from repmlp_cli.console import TrainingProgress
 from repmlp_cli.demo import training_settings
 from repmlp_settings import COMMANDS, Demo, Train
 
@@ -157,6 +161,48 @@ def test_eval_gives_the_accuracy_of_training_in_both_forms(run, tmp_path, capsys
         shown = " ".join(capsys.readouterr().out.split())
         assert f"{correct} of 360 right" in shown
         assert form in shown
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A data set of cats and dogs, three of each to train and to test on; one of the latter is no image."""
+    folder = tmp_path / "photos"
+    for seed, (part, name, i) in enumerate(itertools.product(("train", "val"), ("cat", "dog"), range(3))):
+        file = folder / part / name / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(file)
+    (folder / "val" / "cat" / "1.png").write_bytes(b"no image")
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["eval"], " of 5 right"),
+        (["verify", "--data"], "5 of 5 top-1 predictions agree"),
+        (["export", "--format=torch", "--data"], "relative error against PyTorch on 5 given images"),
+        (["quantize", "--engine=torch", "--max-drop=100", "--data"], "/5)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_commands_stop_at_an_image_that_cannot_be_read_or_leave_it_out(photos, tmp_path, capsys, command, told):
+    args = {"img_size": 8, "channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, 3]}
+    model = repmlp.save_model(timm.create_model("repmlp_cifar", num_classes=2, **args), tmp_path / "model")
+    arguments = [command[0], str(model), *command[1:], photos]
+    assert main(arguments) == 2
+    assert "val/cat/1.png is not an image" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"1 of 12 images .*val/cat/1\.png"):
+        assert main([*arguments, "--bad_images=skip"]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_training_shows_how_far_the_look_for_such_images_is(photos, tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(TrainingProgress, "on_check", lambda self, checked, images: seen.append((checked, images)))
+    with pytest.warns(UserWarning, match=r"1 of 12 images .*val/cat/1\.png"):
+        assert main(["train", str(tmp_path / "run"), "--data", photos, "--bad_images=skip", "--epochs=1", *TINY]) == 0
+    assert seen == [(6, 6), (6, 6)]
+    assert " of 5 test images are right" in capsys.readouterr().out
 
 
 def test_predict_names_labels(run, tmp_path, capsys):

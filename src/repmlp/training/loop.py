@@ -20,14 +20,19 @@ from ..checkpoint import check_architecture, check_free, load_model, remove, sav
 from ..layers import freeze_norms, repmlp_blocks, simulate_int8
 from .evaluate import evaluate, sum_over_processes
 from .records import Epoch, Progress, Run, Step, append_row, keep_rows
-from .setup import Parts, build_parts
+from .setup import OnCheck, Parts, build_parts
 from .state import STATE, Stopped, read_state, stop_signals, stored_settings, write_state
 
 OnStep = Callable[[Step], None]
 OnEpoch = Callable[[Epoch], None]
 
 
-def train(settings: Train, on_step: OnStep = lambda step: None, on_epoch: OnEpoch = lambda epoch: None) -> Run:
+def train(
+    settings: Train,
+    on_step: OnStep = lambda step: None,
+    on_epoch: OnEpoch = lambda epoch: None,
+    on_check: OnCheck = lambda checked, images: None,
+) -> Run:
     """Train a network as ``settings`` say, and keep its best weights.
 
     The run folder gets config.yaml (all settings) at the start, a row of metrics.csv and the best
@@ -45,6 +50,7 @@ def train(settings: Train, on_step: OnStep = lambda step: None, on_epoch: OnEpoc
     Args:
         settings: what to train on what, and how.
         on_step, on_epoch: called with the progress.
+        on_check: called with it too, while images are looked through for those to skip: done so far, and all.
 
     Raises:
         ValueError: for an unknown network or data set, or settings that do not fit together.
@@ -71,7 +77,7 @@ def train(settings: Train, on_step: OnStep = lambda step: None, on_epoch: OnEpoc
     set_seed(settings.seed)  # of the weights; from the first batch on, every draw is seeded by its place
     state = read_state(folder) if resumed else None
     progress = Progress(**state["progress"]) if state else Progress()
-    parts = build_parts(settings, accelerator, state)
+    parts = build_parts(settings, accelerator, state, on_check)
     if settings.qat:
         repmlp_blocks(parts.model)  # an error now, not in the last epochs
 

@@ -27,6 +27,8 @@ from .batches import build_batches, data_config_of
 
 #: Images (B, C, H, W) and labels (B) to images and what the loss wants of their labels.
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Images looked through so far, and of all.
+OnCheck = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Parts:
         }
 
 
-def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any] | None) -> Parts:
+def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any] | None, on_check: OnCheck) -> Parts:
     """Put a run together, in the state that it was written in if there is one.
 
     Raises:
@@ -80,7 +82,7 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
     if settings.epochs < 1:
         raise ValueError(f"there is nothing to train in {settings.epochs} epochs: use 1 or more")
     with accelerator.main_process_first():  # it downloads, and checks images; the others find what it found
-        data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images)
+        data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images, on_check)
     model: Any = build_model(settings, data)
     data_config = data_config_of(settings, model, data)
     train, val, test = build_batches(settings, data, data_config, accelerator)
