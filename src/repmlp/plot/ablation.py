@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from ..ablation import Summary
+from .curves import use_log_scale
 
 #: One color a row, told apart by people with any color vision (Paul Tol's "bright", and black).
 COLORS = {
@@ -44,11 +45,9 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
         marker = "" if len(curves) > 1 else "o"
         right.fill_between(epochs, [min(c) for c in curves], [max(c) for c in curves], color=color, alpha=0.2, lw=0)
         right.plot(epochs, [statistics.mean(c) for c in curves], color=color, marker=marker, label=line.title)
-    right.set(title="mean and range over the seeds", xlabel="epoch", ylabel="training loss", yscale="log")
+    right.set(title="mean and range over the seeds", xlabel="epoch", ylabel="training loss")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter(NullFormatter())
+    use_log_scale(right)
     if trained:
         right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

@@ -4,7 +4,9 @@ import csv
 import math
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 TRAIN, VAL = "#4477aa", "#cc6677"
 
@@ -23,10 +25,20 @@ def plot_curves(metrics: Path, image: Path) -> Path:
                 name = {"train": "training images (augmented)", "val": "held-out images"}[part]
                 axes.plot(epochs, values, color=color, marker="." if len(epochs) < 60 else "", label=name)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.set(ylabel="cross-entropy loss", yscale="log")
+    left.set(ylabel="cross-entropy loss")
+    use_log_scale(left)
     right.set(ylabel="top-1 accuracy, %")
     right.legend(frameon=False, loc="lower right")
     figure.savefig(image, dpi=150)
     return image
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Of a loss, which may fall by less than a power of ten or by several: labels in between, as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
