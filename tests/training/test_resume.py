@@ -205,8 +205,8 @@ def test_a_second_signal_stops_at_once_and_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGINT)
 
     def on_step(step):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as stop:
         train(Train(output=str(tmp_path / "r"), **TINY), on_step)
