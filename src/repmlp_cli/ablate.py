@@ -70,7 +70,7 @@ def train_all(jobs: list[Job]) -> list[Job]:
             continue
         try:
             with training_progress(job.settings.epochs) as progress:
-                done = job.run(progress.on_step, progress.on_epoch)
+                done = job.run(progress.on_step, progress.on_epoch, progress.on_check)
         except FloatingPointError as error:  # one row that diverges does not keep the others from being trained
             failed.append(job)
             say(f"[bold red]{error}[/]")

@@ -71,6 +71,7 @@ class Job:
         self,
         on_step: Callable[[Step], None] = lambda step: None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        on_check: Callable[[int, int], None] = lambda checked, images: None,
     ) -> bool:
         """Train, or go on where the run was interrupted, or do nothing if it is finished; then test both forms.
 
@@ -82,7 +83,8 @@ class Job:
             if not claimed:
                 return False
             if not (self.folder / "test.json").exists():  # which train writes at its end
-                train(Train(output=str(self.folder), resume=True) if self._begun else self.settings, on_step, on_epoch)
+                settings = Train(output=str(self.folder), resume=True) if self._begun else self.settings
+                train(settings, on_step, on_epoch, on_check)
             if not self.converted.exists():
                 self._test_both_forms()
             return True
