@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from repmlp.deploy import Timing
-from repmlp.deploy.machine import machine
+from repmlp.deploy.environment import machine
 
 HERE = Path(__file__).parent
 

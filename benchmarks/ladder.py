@@ -16,9 +16,9 @@ from networks import with_conv_fc3
 from torch import Tensor, nn
 
 import repmlp
-from repmlp.complexity import complexity
+from repmlp.counting import complexity
 from repmlp.deploy import time_interleaved
-from repmlp.deploy.bench import _Folded
+from repmlp.deploy.benchmarking import _Folded
 
 
 def reference() -> nn.Module:

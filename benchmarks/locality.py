@@ -25,8 +25,8 @@ from accelerate.utils import set_seed
 from common import HERE, milliseconds, table, write
 
 import repmlp
+from repmlp.conversion import example_inputs
 from repmlp.deploy import time_interleaved
-from repmlp.equivalence import example_inputs
 from repmlp.plot import plot_token_mixing
 
 RECIPE = HERE.parent / "recipes" / "fashion_mnist_vision_mlp.yaml"

@@ -13,11 +13,10 @@ ROOMS = (
     "functional",
     "layers",
     "locality",
-    "reparam",
-    "equivalence",
-    "complexity",
+    "conversion",
+    "counting",
     "models",
-    "resize",
+    "resizing",
     "checkpoint",
     "official",
     "data",
@@ -118,8 +117,8 @@ def test_there_is_something_to_walk():
         ("repmlp/layers/repmlp.py", "from ..models.cifar import CifarNet", "looks upwards"),
         ("repmlp/layers/repmlp.py", "from .. import models", "looks upwards"),
         ("repmlp/layers/repmlp.py", "import repmlp.models.cifar", "looks upwards"),
-        ("repmlp/reparam.py", "def late():\n    from .equivalence import verify", "looks upwards"),
-        ("repmlp/reparam.py", "from . import equivalence", "looks upwards"),
+        ("repmlp/locality.py", "def late():\n    from .conversion import verify", "looks upwards"),
+        ("repmlp/locality.py", "from . import conversion", "looks upwards"),
         ("repmlp/models/cifar.py", "from repmlp import verify", "looks upwards"),
         ("repmlp/models/cifar.py", "import repmlp", "looks upwards"),
         ("repmlp/functional/folding.py", "from timm.layers import to_2tuple", "from outside"),
@@ -142,6 +141,6 @@ def test_a_planted_import_is_caught(tmp_path, file, line, message):
 
 def test_a_planted_print_and_a_planted_long_file_are_caught(tmp_path):
     src = shutil.copytree(SRC, tmp_path / "src")
-    (src / "repmlp" / "reparam.py").write_text("# print('no')\ndef f():\n    print('yes')\n" + "\n" * 400)
-    assert prints(src) == ["repmlp/reparam.py:3"]
-    assert long_files(src) == ["repmlp/reparam.py"]
+    (src / "repmlp" / "counting.py").write_text("# print('no')\ndef f():\n    print('yes')\n" + "\n" * 400)
+    assert prints(src) == ["repmlp/counting.py:3"]
+    assert long_files(src) == ["repmlp/counting.py"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import repmlp
 from compare import assert_same
-from repmlp.equivalence import example_inputs
+from repmlp.conversion import example_inputs
 from repmlp.layers import TokenMixing
 from weights import scramble
 

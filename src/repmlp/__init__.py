@@ -5,12 +5,12 @@ Importing the package registers its networks in timm: ``timm.create_model("repml
 
 from . import functional, layers, models, official
 from .checkpoint import load_model, save_model
-from .complexity import Complexity, complexity
-from .equivalence import EquivalenceReport, verify
+from .conversion import is_reparameterized, reparameterize
+from .conversion.equivalence import EquivalenceReport, verify
+from .counting import Complexity, complexity
 from .layers import RepMLP
 from .locality import inject_locality
-from .reparam import is_reparameterized, reparameterize
-from .resize import Resized, resize
+from .resizing import Resized, resize
 
 __version__ = "0.1.0"
 __all__ = [

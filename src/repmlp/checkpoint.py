@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
+from .conversion import convertible_modules, is_reparameterized
 from .locality import inject_locality, injected_locality
-from .reparam import convertible_modules, is_reparameterized
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .equivalence import example_inputs
+from .conversion.equivalence import example_inputs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
-from .reparam import convertible_modules, is_reparameterized
+from .conversion import convertible_modules, is_reparameterized
 
 
 @dataclass(frozen=True)

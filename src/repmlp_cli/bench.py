@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from repmlp.deploy.bench import bench
-from repmlp.deploy.machine import machine
+from repmlp.deploy.benchmarking import bench
+from repmlp.deploy.environment import machine
 from repmlp.plot.throughput import plot_throughput
 from repmlp_settings import Bench
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from repmlp.equivalence import EquivalenceReport
+from repmlp.conversion.equivalence import EquivalenceReport
 from repmlp.training import Epoch, Step
 
 console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first speaks

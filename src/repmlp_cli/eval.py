@@ -5,7 +5,7 @@ from torch import nn
 
 from repmlp.data import load_data
 from repmlp.deploy import ExportedModel, load
-from repmlp.deploy.export import in_training_form
+from repmlp.deploy.exporting import in_training_form
 from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Eval
 

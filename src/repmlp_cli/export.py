@@ -5,7 +5,7 @@ from pathlib import Path
 from repmlp import load_model
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, export
-from repmlp.deploy.export import check_target, in_training_form
+from repmlp.deploy.exporting import check_target, in_training_form
 from repmlp.training import build_test_loader
 from repmlp_settings import Export
 

@@ -6,7 +6,7 @@ import torch
 
 from repmlp import official, save_model
 from repmlp.checkpoint import CONFIG, check_architecture, check_free
-from repmlp.equivalence import example_inputs
+from repmlp.conversion import example_inputs
 from repmlp.official.checkpoint import build_for, describe, read_checkpoint
 from repmlp_settings import Import
 

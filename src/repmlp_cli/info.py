@@ -7,8 +7,8 @@ from torch import nn
 
 from repmlp import complexity, is_reparameterized, load_model, reparameterize
 from repmlp.checkpoint import check_architecture
-from repmlp.complexity import batch_norms, layer_kinds
-from repmlp.reparam import convertible_modules
+from repmlp.conversion import convertible_modules
+from repmlp.counting import batch_norms, layer_kinds
 from repmlp_settings import Info
 
 from .console import say, table

@@ -5,8 +5,8 @@ from pathlib import Path
 from repmlp import load_model
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, calibration_images, quantize
-from repmlp.deploy.export import in_training_form
-from repmlp.deploy.quantize import FORMATS, check_target
+from repmlp.deploy.exporting import in_training_form
+from repmlp.deploy.quantization import FORMATS, check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
 

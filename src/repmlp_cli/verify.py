@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from repmlp import is_reparameterized, load_model, reparameterize, verify
+from repmlp.conversion import example_inputs
 from repmlp.data import load_data
-from repmlp.equivalence import example_inputs
 from repmlp.training import build_test_loader
 from repmlp_settings import Verify
 

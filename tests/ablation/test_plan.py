@@ -11,7 +11,7 @@ import repmlp
 from planted import RECIPE, plant
 from repmlp.ablation import Cost, choose_rows, measure_costs, plan_jobs
 from repmlp.ablation.plan import _step_and_look
-from repmlp.complexity import Complexity
+from repmlp.counting import Complexity
 from repmlp.data import load_data
 from repmlp.deploy import Timing
 

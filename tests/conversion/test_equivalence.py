@@ -10,7 +10,7 @@ from torch import nn
 
 import repmlp
 from compare import assert_same
-from repmlp.equivalence import TOLERANCES, example_inputs
+from repmlp.conversion.equivalence import TOLERANCES, example_inputs
 from repmlp.layers import ConvNorm
 from weights import randomize
 
@@ -69,7 +69,7 @@ def test_a_root_that_is_a_block():
 
 def test_every_block_is_reported_in_order(model, deployed):
     names = [row.name for row in repmlp.verify(model, deployed).blocks]
-    assert names == [name for name, _ in repmlp.reparam.convertible_modules(model)]
+    assert names == [name for name, _ in repmlp.conversion.convertible_modules(model)]
     assert set(names) >= set(BLOCKS)
 
 
@@ -161,7 +161,7 @@ def test_errors_are_what_they_say():
         a.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
         b.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.5]]))
     report = repmlp.verify(a, b, torch.ones(1, 2))  # (3, 4) against (3, 4.5)
-    assert report.network.native == repmlp.equivalence.Error(maximum=0.5, relative=0.1)
+    assert report.network.native == repmlp.conversion.equivalence.Error(maximum=0.5, relative=0.1)
 
 
 # The verdict

@@ -9,8 +9,8 @@ from torch import nn
 
 from compare import assert_close, assert_same
 from repmlp import RepMLP, is_reparameterized, reparameterize
+from repmlp.conversion import convertible_modules
 from repmlp.layers import ConvNorm
-from repmlp.reparam import convertible_modules
 from weights import randomize
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import repmlp
 from repmlp.deploy import bench as bench_module
-from repmlp.deploy.bench import bench, deploy_form
+from repmlp.deploy.benchmarking import bench, deploy_form
 from repmlp_cli import main
 from weights import randomize
 

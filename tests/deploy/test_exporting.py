@@ -176,7 +176,7 @@ def test_a_timm_model_that_has_nothing_to_convert_is_exported_as_it_is(tmp_path)
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_file_that_computes_something_else_is_not_kept(networks, tmp_path, monkeypatch, format):
     """The last bias of what is exported is off by a thousandth of the outputs."""
-    module = sys.modules["repmlp.deploy.export"]  # the package's attribute of that name is the function
+    module = sys.modules["repmlp.deploy.exporting"]  # the package's attribute of that name is the function
     trace = module.trace
 
     @torch.no_grad()

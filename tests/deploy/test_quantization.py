@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset
 import repmlp
 from repmlp.data import load_data
 from repmlp.deploy import calibration_images, describe, export, load_exported, quantize, split_groups
-from repmlp.deploy.quantize import SplitLinear, saturates
+from repmlp.deploy.quantization import SplitLinear, saturates
 from repmlp.functional import fake_quantize
 from repmlp.layers import GroupedLinear, RepMLP
 from repmlp.training import build_test_loader, evaluate, train
@@ -214,7 +214,7 @@ def test_the_loss_is_what_the_predictions_say(model, images, tmp_path, monkeypat
             logits[:16] = logits[:16].roll(1, 1)
             return logits
 
-    monkeypatch.setattr(sys.modules["repmlp.deploy.quantize"], "load_exported", lambda file: Wrong())
+    monkeypatch.setattr(sys.modules["repmlp.deploy.quantization"], "load_exported", lambda file: Wrong())
     with pytest.raises(ValueError, match=r"loses 25\.00 points of top-1, more than the 24\.9 allowed: 100\.00% -> 75"):
         make(model, tmp_path, images, "torch", max_drop=24.9)
     done = make(model, tmp_path, images, "torch", max_drop=25.0)

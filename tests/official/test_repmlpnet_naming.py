@@ -15,7 +15,7 @@ from compare import assert_close, assert_same
 from repmlp import official
 from repmlp.layers import RepMLPv2
 from repmlp.models import RepMLPNet
-from repmlp.official.repmlpnet import unfolded
+from repmlp.official.repmlpnet_naming import unfolded
 from weights import golden_state_dict, randomize, uniform
 
 GOLDEN = Path(__file__).parents[1] / "golden"

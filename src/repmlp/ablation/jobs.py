@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from repmlp_settings import Train
 
 from ..checkpoint import load_model
+from ..conversion import reparameterize
 from ..data import load_data
-from ..deploy.machine import machine
-from ..reparam import reparameterize
+from ..deploy.environment import machine
 from ..training import Epoch, Step, build_test_loader, train
 from .rows import ROWS, Row, check_recipe
 

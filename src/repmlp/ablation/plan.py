@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repmlp_settings import Train
 
-from ..complexity import Complexity, complexity
+from ..counting import Complexity, complexity
 from ..data import ImageData, count_batches, hold_out, load_data
 from ..deploy import Timing, time_interleaved
 from ..training.batches import data_config_of

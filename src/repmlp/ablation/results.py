@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from repmlp_settings import Train
 
 from ..checkpoint import load_model
-from ..complexity import Complexity, complexity
+from ..conversion import reparameterize
+from ..counting import Complexity, complexity
 from ..deploy import Timing, time_interleaved
-from ..reparam import reparameterize
 from .jobs import DEPLOY, TRAINING, Job, device_of
 from .rows import NOT_CONVERTED, PURE_MLP, ROWS, Row
 

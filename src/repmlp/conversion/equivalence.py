@@ -10,7 +10,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from .reparam import convertible_modules
+from .reparameterization import convertible_modules
 
 #: Largest relative error (norm of the difference over norm of the reference) that rounding explains, by the
 #: dtype of the weights: twenty and more times what randomized networks show, room for badly conditioned ones.

@@ -1,7 +1,7 @@
 """What one does with a converted model."""
 
-from .export import Exported, compare, export, trace
-from .quantize import Quantized, calibration_images, quantize, split_groups
+from .exporting import Exported, compare, export, trace
+from .quantization import Quantized, calibration_images, quantize, split_groups
 from .runtime import SUFFIXES, ExportedModel, describe, load, load_exported
 from .timing import Timing, time_interleaved
 

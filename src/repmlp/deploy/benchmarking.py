@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ..checkpoint import check_architecture, load_model
-from ..complexity import Complexity, complexity
-from ..reparam import convertible_modules, is_reparameterized, reparameterize
-from .export import export
+from ..conversion import convertible_modules, is_reparameterized, reparameterize
+from ..counting import Complexity, complexity
+from .exporting import export
 from .runtime import load_exported
 from .timing import Timing, time_interleaved
 
@@ -210,7 +210,7 @@ def _check(candidates: list[Candidate], sizes: dict, inputs: dict) -> list[float
 def peak_memory(candidate: Candidate, shape: Sequence[int], threads: int) -> int:
     """Peak resident memory in bytes of a fresh process that opens a candidate and runs it on such a batch."""
     code = (
-        "import json, sys; from repmlp.deploy.bench import _peak_memory_here; "
+        "import json, sys; from repmlp.deploy.benchmarking import _peak_memory_here; "
         "print(_peak_memory_here(*json.loads(sys.argv[1])))"
     )
     arguments = json.dumps([candidate.source, candidate.engine, list(shape), threads])

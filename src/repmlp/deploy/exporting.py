@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..equivalence import TOLERANCES, _error, example_inputs
-from ..reparam import convertible_modules, is_reparameterized
+from ..conversion import convertible_modules, is_reparameterized
+from ..conversion.equivalence import TOLERANCES, _error, example_inputs
 from .runtime import INPUT, METADATA, OUTPUT, SUFFIXES, describe, format_of, load_exported, reason, require
 
 #: Of ONNX files: the oldest with GELU as one operator. The exporter of PyTorch writes 18 and later.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..data import ImageData, Transformed, eval_transform
 from ..layers import GroupedLinear
-from .export import OPSET, export, in_training_form
+from .exporting import OPSET, export, in_training_form
 from .runtime import INPUT, METADATA, SUFFIXES, describe, load_exported, reason, require
 
 #: The engines, what each can do (the first by default), and the format of its file.

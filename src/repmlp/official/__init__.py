@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..layers import RepMLP, RepMLPv2
 from ..models import RepMLPNet, RepMLPResNet
-from .entries import Entry, block_entries, block_v2_entries
-from .repmlp_resnet import resnet_entries
-from .repmlpnet import fold_like_, repmlpnet_entries, unfolded
+from .naming import Entry, block_entries, block_v2_entries
+from .repmlpnet_naming import fold_like_, repmlpnet_entries, unfolded
+from .resnet_naming import resnet_entries
 
 __all__ = ["entries", "load", "state_dict"]
 
@@ -21,7 +21,7 @@ __all__ = ["entries", "load", "state_dict"]
 def entries(model: nn.Module) -> Iterator[Entry]:
     """The authors' name and shape for every tensor of a model, in the form that the model is in.
 
-    Ours of a RepMLPNet are those of :func:`~repmlp.official.repmlpnet.unfolded`.
+    Ours of a RepMLPNet are those of :func:`~repmlp.official.repmlpnet_naming.unfolded`.
 
     Raises:
         ValueError: if the authors' code has no such model.

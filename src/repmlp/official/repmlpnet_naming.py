@@ -11,10 +11,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from ..conversion import reparameterize
 from ..layers import ConvNorm
 from ..models.repmlpnet import FFN, RepMLPNet
-from ..reparam import reparameterize
-from .entries import Entry, block_v2_entries, conv_norm_entries, module_entries
+from .naming import Entry, block_v2_entries, conv_norm_entries, module_entries
 
 
 def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..models._resnet_blocks import FoldableBottleneck, RepMLPBottleneck, RepMLPLightBlock
 from ..models.repmlp_resnet import RepMLPResNet
-from .entries import Entry, block_entries, conv_norm_entries, module_entries
+from .naming import Entry, block_entries, conv_norm_entries, module_entries
 
 _BOTTLENECK_CONVS = {"btnk_conv1": "conv1", "btnk_conv2": "conv2", "btnk_conv4": "conv3", "btnk_conv5": "conv4"}
 _LIGHT_CONVS = {"light_conv1": "conv1", "light_conv3": "conv2"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..deploy.bench import Measurement
+from ..deploy.benchmarking import Measurement
 
 MARKERS = "osD^vPX"
 

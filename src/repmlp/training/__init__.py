@@ -1,7 +1,7 @@
 """Training and evaluation."""
 
 from .batches import build_test_loader
-from .evaluate import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate
 from .loop import train
 from .records import Epoch, Run, Step
 from .state import Stopped, stored_settings

@@ -18,7 +18,7 @@ from repmlp_settings import Train
 
 from ..checkpoint import check_architecture, check_free, load_model, remove, save_model
 from ..layers import freeze_norms, repmlp_blocks, simulate_int8
-from .evaluate import evaluate, sum_over_processes
+from .evaluation import evaluate, sum_over_processes
 from .records import Epoch, Progress, Run, Step, append_row, keep_rows
 from .setup import OnCheck, Parts, build_parts
 from .state import STATE, Stopped, read_state, stop_signals, stored_settings, write_state

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .evaluate import Evaluation
+from .evaluation import Evaluation
 
 
 @dataclass(frozen=True)
