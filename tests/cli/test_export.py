@@ -117,8 +117,8 @@ def test_errors_are_one_line_that_says_what_to_do(run, tmp_path, capsys, monkeyp
     (tmp_path / "c.txt").write_text("hello")
     assert "is no exported file by its name" in error("predict", tmp_path / "c.txt", "x.png")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'repmlp[onnx]'" in error("export", run, tmp_path / "a.onnx")
-    assert "pip install 'repmlp[onnx]'" in error("eval", run / "deploy.onnx", "digits")
+    assert "pip install '.[onnx]'" in error("export", run, tmp_path / "a.onnx")
+    assert "pip install '.[onnx]'" in error("eval", run / "deploy.onnx", "digits")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert "pip install 'repmlp[openvino]'" in error("export", run, tmp_path / "a.xml", "--format=openvino")
+    assert "pip install '.[openvino]'" in error("export", run, tmp_path / "a.xml", "--format=openvino")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.onnx", "c.txt"]

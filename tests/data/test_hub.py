@@ -21,13 +21,13 @@ pytestmark = [
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FileNotFoundError, match=r"hfds/someone/some is read by .* pip install 'repmlp\[hub\]'"):
+    with pytest.raises(ImportError, match=r"needs datasets, .*pip install '\.\[hub\]'"):
         load_data("hfds/someone/some")
 
 
 @pytest.fixture
 def datasets(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="pip install 'repmlp[hub]'")
+    datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
     datasets.disable_progress_bars()
     return datasets
 

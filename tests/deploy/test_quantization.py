@@ -367,7 +367,7 @@ def test_the_training_form_an_existing_file_and_a_missing_package(model, images,
     with pytest.raises(ValueError, match="TorchScript files are for int8 only"):
         export(model, tmp_path / "a.torchscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r"pip install 'repmlp\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[onnx\]'"):
         make(model, tmp_path, images)
 
 

@@ -1,6 +1,5 @@
 """``hfds/NAME``: data sets of the Hugging Face Hub, or a local folder in one of its formats."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -12,6 +11,7 @@ import huggingface_hub
 import numpy as np
 from timm.data import create_dataset
 
+from ..extras import import_optional
 from .images import EncodedImages
 from .splits import HELD_OUT, Splits, class_names_of
 
@@ -57,13 +57,11 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
         download: otherwise only what is there already is used, and no request is made.
 
     Raises:
-        FileNotFoundError: if the data set, or the package to read it, is not there.
+        FileNotFoundError: if the data set is not there.
+        ImportError: if Hugging Face's datasets is not installed.
         ValueError: if it lacks a split or a column, or its labels are not class indices.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise FileNotFoundError(f"hfds/{name} is read by Hugging Face's datasets: pip install 'repmlp[hub]'") from error
+    datasets = import_optional("datasets", "hub")
     cache = None if root is None else str(root)
     with _offline(datasets, not download):
         try:

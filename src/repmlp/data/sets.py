@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
+from ..extras import import_optional
 from .cache import remembered
 from .folders import FileImages, open_folder
 from .hub import open_hub
@@ -133,12 +134,8 @@ class _Images(Dataset):
 
 
 def _digits() -> ImageData:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise FileNotFoundError("the digits come with scikit-learn: pip install 'repmlp[demo]'") from error
-    digits = load_digits()
+    digits = import_optional("sklearn.datasets", "demo").load_digits()
+    train_test_split = import_optional("sklearn.model_selection", "demo").train_test_split
     images = (digits.images * (255 / 16)).round().astype(np.uint8)  # 0..16 -> 0..255
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
     return ImageData(

@@ -67,8 +67,9 @@ def export(
 
     Raises:
         FileExistsError: if the file exists and ``overwrite`` is off.
-        ValueError: if the model is in training form; the format's package is not installed or cannot
-            express the network; or what was written computes something else.
+        ImportError: if the format's package is not installed.
+        ValueError: if the model is in training form; the format cannot express the network; or what was
+            written computes something else.
     """
     file = Path(file)
     format = check_target(file, format, opset, overwrite)

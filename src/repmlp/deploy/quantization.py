@@ -103,8 +103,9 @@ def quantize(
 
     Raises:
         FileExistsError: if the file exists and ``overwrite`` is off.
-        ValueError: if the model is in training form; the engine lacks the method or is not installed;
-            calibration images do not fit; or accuracy drops by more than ``max_drop``: nothing is written.
+        ImportError: if the engine is not installed.
+        ValueError: if the model is in training form; the engine lacks the method; calibration images do
+            not fit; or accuracy drops by more than ``max_drop``: nothing is written.
     """
     file = Path(file)
     method = check_target(file, engine, method, overwrite)

@@ -4,7 +4,6 @@ An exported file holds one JSON object under the name ``repmlp`` (:func:`describ
 prepare images and what the outputs mean, so that the file needs no model folder beside it.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..checkpoint import load_model
+from ..extras import import_optional
 
 #: How the files of a format end. The first that fits counts.
 SUFFIXES = {
@@ -121,7 +121,8 @@ def load_exported(file: str | Path, threads: int | None = None) -> ExportedModel
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or of another origin, or its engine is not installed.
+        ImportError: if its engine is not installed.
+        ValueError: if it is damaged or was not written by this package.
     """
     file = Path(file)
     format = format_of(file)
@@ -144,19 +145,16 @@ def load_exported(file: str | Path, threads: int | None = None) -> ExportedModel
 
 
 def require(module: str, extra: str) -> Any:
-    """Import what an extra of this package brings.
+    """:func:`~repmlp.extras.import_optional` for engines, with their telemetry off.
 
     Raises:
-        ValueError: if it is not installed; the message says how to.
+        ImportError: if it is not installed; the message names the extra.
     """
     # Two engines report their use over the net, unless they are told not to before they are imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if module == "openvino":
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"this needs {module}, which cannot be imported: pip install 'repmlp[{extra}]'") from error
+    return import_optional(module, extra)
 
 
 def reason(error: BaseException) -> str:
