@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import repmlp
-from repmlp.deploy import bench as bench_module
+from repmlp.deploy import benchmarking as bench_module
 from repmlp.deploy.benchmarking import bench, deploy_form
 from repmlp_cli import main
 from weights import randomize
