@@ -1,0 +1,256 @@
+"""Write files and folders whole or not at all, replace only what is ours, and let one process write at a time.
+
+Whatever these functions leave next to a file or folder starts with ``.repmlp-``, the name of which it says:
+
+    .repmlp-partial-XXXX     what a killed process had written so far; delete it
+    .repmlp-replaced-NAME    the folder NAME that was being replaced; deleted when its replacement is in place
+    .repmlp-lock-NAME        lets one process at a time write NAME; stays, and means nothing by itself
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+OURS = ".repmlp-"
+PARTIAL, REPLACED, LOCK = f"{OURS}partial-", f"{OURS}replaced-", f"{OURS}lock-"
+README = "README.md"  # of the user: no command writes one, and replacing a folder keeps it
+MAX_NAME = 255 - len(REPLACED)  # bytes; common file systems allow 255
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to. When the block ends, that file replaces ``path``; if it raises, nothing changes.
+
+    The yielded path has the same name, in a temporary folder next to ``path``. Other files written to that folder
+    move along, before the file itself: the .bin of an OpenVINO .xml is there when the .xml is.
+
+    Raises:
+        OSError: if the file cannot be written, for example because the disk is full. It says what is kept.
+    """
+    path = _resolve(path)
+    with _scratch_folder(path) as scratch:
+        yield scratch / path.name
+        parts = sorted(scratch.iterdir(), key=lambda part: part.name == path.name)
+        _flush(parts)
+        for part in parts:
+            part.replace(path.with_name(part.name))
+        _flush([path.parent])
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder to write into. When the block ends, it replaces ``folder``, all but a README.md.
+
+    The old folder is renamed aside, the new one is renamed into place, then the old one is deleted. If the process is
+    killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside.
+    If the block raises, nothing changes. Call :func:`ensure_can_write` first.
+
+    Raises:
+        OSError: if the folder cannot be written, for example because the disk is full. It says what is kept.
+    """
+    folder = _resolve(folder)
+    aside = folder.with_name(f"{REPLACED}{folder.name}")
+    with _scratch_folder(folder) as scratch:
+        new = scratch / folder.name
+        new.mkdir()
+        yield new
+        if os.path.lexists(folder / README) and not (new / README).exists():
+            shutil.copy2(folder / README, new / README, follow_symlinks=False)
+        _flush([*(path for path in new.rglob("*") if not path.is_symlink()), new])
+        replacing = folder.exists()
+        if replacing:
+            rmtree_if_exists(aside)  # left by a process killed after its folder was in place
+            folder.rename(aside)
+        try:
+            new.rename(folder)
+        except OSError:
+            if replacing and not folder.exists():
+                aside.rename(folder)
+            raise
+        _flush([folder.parent])
+    if replacing:
+        shutil.rmtree(aside, ignore_errors=True)  # the new folder is in place: what cannot be deleted is litter
+
+
+def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwrite: bool = False) -> None:
+    """Raise unless ``path`` can be written, before any work is done for it. A link means what it points to.
+
+    Args:
+        path: a file, or a folder if ``ours`` is given.
+        ours: names that the caller writes into the folder, relative to it, as :mod:`fnmatch` patterns. Only a folder
+            that holds nothing else is replaced; a README.md may be in it, and is kept.
+        overwrite: whether what exists may be replaced.
+
+    Raises:
+        FileExistsError: if ``path`` exists and ``overwrite`` is False, or holds something that is not ours, or
+            an interrupted command set it aside.
+        OSError: if its parent folder cannot be written to, or is a file.
+        ValueError: if its name is too long.
+    """
+    path = _resolve(path)
+    if len(os.fsencode(path.name)) > MAX_NAME:
+        raise ValueError(f"the name {path.name[:20]}... is longer than {MAX_NAME} bytes: choose a shorter one")
+    if found := set_aside(path):
+        raise FileExistsError(
+            f"a command that was interrupted while it replaced {path} set the old one aside as {found}: "
+            f"rename that back to keep it, or delete it"
+        )
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link to itself: delete it, or choose another name")
+    if path.exists():
+        _ensure_can_replace(path, ours, overwrite)
+    parent = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {parent} is not a folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=PARTIAL) as probe:
+            (Path(probe) / path.name).write_bytes(b"x")
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror} ({parent})") from error
+
+
+def _ensure_can_replace(path: Path, ours: Iterable[str] | None, overwrite: bool) -> None:
+    if ours is None and path.is_dir():
+        raise FileExistsError(f"{path} is a folder: choose another name for the file")
+    if ours is not None and not path.is_dir():
+        raise FileExistsError(f"{path} is not a folder: choose another name for the folder")
+    if ours is not None and os.path.ismount(path):
+        raise FileExistsError(f"{path} is a mount point, which cannot be replaced: choose a folder inside it")
+    if ours is not None and not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists already: choose another name, or pass overwrite=True to replace it")
+    if names := foreign_names(path, ours) if ours is not None else ():
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise FileExistsError(
+            f"{path} is not replaced, since it holds what was not written there by this package: {listed}. "
+            f"Move it elsewhere, or choose another folder"
+        )
+
+
+def foreign_names(folder: Path, ours: Iterable[str]) -> list[str]:
+    """Names of what is not ``ours`` in ``folder``: files, links and, with a ``/`` at the end, empty folders."""
+    patterns = [*ours, README]
+    names = []
+    for root, subfolders, files in os.walk(folder):
+        here = Path(root).relative_to(folder)
+        links = [name for name in subfolders if (Path(root) / name).is_symlink()]
+        names += [(here / name).as_posix() for name in (*files, *links)]
+        if not subfolders and not files and here.parts:
+            names.append(f"{here.as_posix()}/")
+    return sorted(
+        name
+        for name in names
+        if not any(part.startswith(OURS) for part in Path(name).parts)
+        and not any(fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
+def ensure_folder(folder: str | Path, kind: str) -> None:
+    """Raise FileNotFoundError if there is no such folder, naming the one that an interrupted command set aside."""
+    if Path(folder).is_dir():
+        return
+    found = set_aside(_resolve(folder))
+    raise FileNotFoundError(
+        f"there is no {kind} {folder}"
+        + (f", but a command that was interrupted set it aside as {found}: rename that back" if found else "")
+    )
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Where an interrupted :func:`atomic_folder` left the old ``folder``, if there is no ``folder`` now."""
+    aside = folder.with_name(f"{REPLACED}{folder.name}")
+    return aside if not folder.exists() and len(os.fsencode(aside.name)) <= 255 and aside.is_dir() else None
+
+
+def rmtree_if_exists(folder: Path) -> None:
+    """Delete a folder and all that is in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
+    """Be the only process that writes ``path`` until the block ends, or the process does, however it ends.
+
+    Args:
+        path: file or folder; it need not exist.
+        wait: seconds to wait for another process.
+
+    Raises:
+        BlockingIOError: if another process has it; names that process.
+    """
+    path = _resolve(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _lock_file(path)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        holder = "another process"
+        with suppress(OSError, UnicodeDecodeError):
+            holder = file.read_text() or holder
+        raise BlockingIOError(f"{path} is being written by {holder}: wait for it, or choose another name") from None
+    try:
+        with suppress(OSError):  # for the message above only; Windows does not let a locked file be written
+            file.write_text(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        lock.release()
+
+
+def is_claimed(path: str | Path) -> bool:
+    """Whether a process, this one included, claims ``path`` now."""
+    if not _lock_file(_resolve(path)).exists():
+        return False
+    try:
+        with claim(path):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{LOCK}{path.name}")
+
+
+def _resolve(path: str | Path) -> Path:
+    """The absolute path without links: a link to a folder stays, and what it points to is replaced."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def _scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to ``path``, on the same file system; errors of writing say what became of ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PARTIAL) as folder:
+            yield Path(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason: object = error
+        if isinstance(error, RuntimeError):
+            if "inline_container" not in str(error):
+                raise
+            reason = "PyTorch could not write all of it: is the disk full?"  # all it says is "unexpected pos"
+        kept = "what was there is kept" if os.path.lexists(path) else "nothing is left of it"
+        raise OSError(f"{path} could not be written ({reason}); {kept}") from error
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    """Have the operating system write files and folders to disk."""
+    if os.name == "nt":  # it cannot flush what is opened for reading, nor folders
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
