@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from .conversion import convertible_modules, is_reparameterized
+from .conversion import deploy_arguments
 from .locality import inject_locality, injected_locality
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -51,7 +51,6 @@ def save_model(
     folder = Path(folder)
     check_free(folder, CONFIG, overwrite)
     names = list(label_names) if label_names else model.pretrained_cfg.get("label_names")
-    has_forms = next(convertible_modules(model), None) is not None
     locality = injected_locality(model)
     if not all(tensor.is_contiguous() for tensor in model.state_dict().values()):  # channels_last; safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
@@ -62,7 +61,7 @@ def save_model(
             model,
             str(partial),
             model_config={"label_names": names, **({"locality": locality} if locality else {})},
-            model_args={"deploy": True} if has_forms and is_reparameterized(model) else None,
+            model_args=deploy_arguments(model) or None,
             safe_serialization=True,
             data_config=dict(data_config) if data_config else None,
         )

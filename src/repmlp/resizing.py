@@ -9,7 +9,7 @@ from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
-from .conversion import convertible_modules, is_reparameterized
+from .conversion import deploy_arguments
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
             f"{type(model).__name__} was not made by timm.create_model: build it for the new size yourself"
         )
     old = model.state_dict()
-    arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **changes}
-    if next(convertible_modules(model), None) and is_reparameterized(model):
-        arguments["deploy"] = True
+    arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **deploy_arguments(model), **changes}
     parameter = next(model.parameters())
     new = timm.create_model(model.pretrained_cfg["architecture"], **arguments)
     new = new.to(parameter.device, parameter.dtype).train(model.training)

@@ -3,9 +3,9 @@
 from accelerate import Accelerator
 from torch import nn
 
+from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
 from repmlp.deploy import ExportedModel, load
-from repmlp.deploy.exporting import in_training_form
 from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Eval
 
@@ -29,4 +29,4 @@ def run(settings: Eval) -> int:
 def kind(model: nn.Module) -> str:
     if isinstance(model, ExportedModel):
         return f"{'int8, ' if model.metadata.get('int8') else ''}exported to {model.format}"
-    return "training form" if in_training_form(model) else "deploy form"
+    return "training form" if needs_reparameterize(model) else "deploy form"

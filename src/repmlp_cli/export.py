@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from repmlp import load_model
+from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, export
-from repmlp.deploy.exporting import check_target, in_training_form
+from repmlp.deploy.exporting import check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Export
 
@@ -23,7 +24,7 @@ def run(settings: Export) -> int:
         data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
         loader = build_test_loader(model, data, settings.images)
         images = next(iter(loader))[0]
-    if in_training_form(model) and not settings.no_convert:
+    if needs_reparameterize(model) and not settings.no_convert:
         model = converted(model)
         if model is None:
             return 1

@@ -5,9 +5,9 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from repmlp import complexity, is_reparameterized, load_model, reparameterize
+from repmlp import complexity, load_model, reparameterize
 from repmlp.checkpoint import check_architecture
-from repmlp.conversion import convertible_modules
+from repmlp.conversion import is_reparameterized, needs_reparameterize
 from repmlp.counting import batch_norms, layer_kinds
 from repmlp_settings import Info
 
@@ -16,12 +16,10 @@ from .console import say, table
 
 def run(settings: Info) -> int:
     model = open_model(settings)
-    if next(convertible_modules(model), None) is None:
-        forms = {"as it is (nothing to convert)": model}
-    elif is_reparameterized(model):
-        forms = {"deploy form": model}
-    else:
+    if needs_reparameterize(model):
         forms = {"training form": model, "deploy form": reparameterize(model)}
+    else:
+        forms = {"deploy form" if is_reparameterized(model) else "as it is (nothing to convert)": model}
     kinds = {form: layer_kinds(m) for form, m in forms.items()}
     names = list(dict.fromkeys(name for counts in kinds.values() for name in counts))
     counts = {form: complexity(m) for form, m in forms.items()}

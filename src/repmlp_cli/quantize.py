@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from repmlp import load_model
+from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
 from repmlp.deploy import SUFFIXES, calibration_images, quantize
-from repmlp.deploy.exporting import in_training_form
 from repmlp.deploy.quantization import FORMATS, check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
@@ -22,7 +22,7 @@ def run(settings: Quantize) -> int:
     data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
     test = build_test_loader(model, data, settings.batch_size)
     calibration = calibration_images(model, data, settings.calibration_images) if method == "static" else None
-    if in_training_form(model):
+    if needs_reparameterize(model):
         model = converted(model)
         if model is None:
             return 1

@@ -69,7 +69,7 @@ def test_a_root_that_is_a_block():
 
 def test_every_block_is_reported_in_order(model, deployed):
     names = [row.name for row in repmlp.verify(model, deployed).blocks]
-    assert names == [name for name, _ in repmlp.conversion.convertible_modules(model)]
+    assert names == [name for name, _ in repmlp.conversion.iter_reparameterizable(model)]
     assert set(names) >= set(BLOCKS)
 
 

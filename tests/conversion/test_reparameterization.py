@@ -9,7 +9,7 @@ from torch import nn
 
 from compare import assert_close, assert_same
 from repmlp import RepMLP, is_reparameterized, reparameterize
-from repmlp.conversion import convertible_modules
+from repmlp.conversion import iter_reparameterizable
 from repmlp.layers import ConvNorm
 from weights import randomize
 
@@ -108,9 +108,9 @@ def test_timms_own_function_does_the_same_to_our_blocks(x):
 
 def test_blocks_are_found_by_name_and_not_their_parts():
     model = Wrapper(nn.Sequential(ConvNorm(4, 4), nn.ReLU(), small_block()))
-    assert [name for name, _ in convertible_modules(model)] == ["module.0", "module.2"]
+    assert [name for name, _ in iter_reparameterizable(model)] == ["module.0", "module.2"]
     block = small_block()
-    assert list(convertible_modules(block)) == [("", block)]
+    assert list(iter_reparameterizable(block)) == [("", block)]
 
 
 @pytest.mark.parametrize("name", TIMM)

@@ -343,4 +343,4 @@ def test_parameter_groups_follow_the_depth():
 
 
 def test_every_convertible_part_is_one_of_three_kinds():
-    assert {type(m) for _, m in repmlp.conversion.convertible_modules(small())} == {ConvNorm, RepMLPv2, FFN}
+    assert {type(m) for _, m in repmlp.conversion.iter_reparameterizable(small())} == {ConvNorm, RepMLPv2, FFN}

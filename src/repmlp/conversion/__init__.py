@@ -1,13 +1,23 @@
 """Training form to deploy form, for any model, and how to check that both compute the same."""
 
+from .contract import (
+    Reparameterizable,
+    deploy_arguments,
+    is_reparameterized,
+    iter_reparameterizable,
+    needs_reparameterize,
+)
 from .equivalence import EquivalenceReport, example_inputs, verify
-from .reparameterization import convertible_modules, is_reparameterized, reparameterize
+from .reparameterization import reparameterize
 
 __all__ = [
     "EquivalenceReport",
-    "convertible_modules",
+    "Reparameterizable",
+    "deploy_arguments",
     "example_inputs",
     "is_reparameterized",
+    "iter_reparameterizable",
+    "needs_reparameterize",
     "reparameterize",
     "verify",
 ]

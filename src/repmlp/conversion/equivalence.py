@@ -10,7 +10,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from .reparameterization import convertible_modules
+from .contract import iter_reparameterizable
 
 #: Largest relative error (norm of the difference over norm of the reference) that rounding explains, by the
 #: dtype of the weights: twenty and more times what randomized networks show, room for badly conditioned ones.
@@ -163,7 +163,7 @@ def _compare(a: nn.Module, b: nn.Module, inputs: Tensor) -> tuple[dict[str, Erro
 
     handles = [
         module.register_forward_hook(compare_block(name))
-        for name, module in convertible_modules(a)
+        for name, module in iter_reparameterizable(a)
         if name and name in others
     ]
     ours = a(inputs.to(dtype_a))

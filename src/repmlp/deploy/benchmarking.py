@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from ..checkpoint import check_architecture, load_model
-from ..conversion import convertible_modules, is_reparameterized, reparameterize
+from ..conversion import is_reparameterized, needs_reparameterize, reparameterize
 from ..counting import Complexity, complexity
 from .exporting import export
 from .runtime import load_exported
@@ -79,9 +79,9 @@ def _open_any(name: str) -> tuple[Any, float | None]:
 
 def deploy_form(model: nn.Module) -> nn.Module:
     """Ours converted; any other network with every BN folded that torch.fx finds behind a conv."""
-    if next(convertible_modules(model), None) is None:
-        return _Folded(model)
-    return model.eval() if is_reparameterized(model) else reparameterize(model)
+    if needs_reparameterize(model):
+        return reparameterize(model)
+    return model.eval() if is_reparameterized(model) else _Folded(model)
 
 
 def prepare(name: str, engines: Sequence[str], threads: int, folder: Path) -> list[Candidate]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion import convertible_modules, is_reparameterized
+from ..conversion import needs_reparameterize
 from ..conversion.equivalence import TOLERANCES, _error, example_inputs
 from .runtime import INPUT, METADATA, OUTPUT, SUFFIXES, describe, format_of, load_exported, reason, require
 
@@ -73,7 +73,7 @@ def export(
     """
     file = Path(file)
     format = check_target(file, format, opset, overwrite)
-    if in_training_form(model):
+    if needs_reparameterize(model):
         raise ValueError(
             f"this {type(model).__name__} is in training form: its file would run every conv and batch norm that the "
             f"deploy form has merged into FCs, only to give the same outputs; convert it first, with "
@@ -98,11 +98,6 @@ def export(
         for part in sorted(Path(folder).iterdir()):  # .bin before .xml: no .xml without what it needs
             part.replace(file.with_name(part.name))
     return Exported(file, format, size, opset, errors, metadata)
-
-
-def in_training_form(model: nn.Module) -> bool:
-    """Whether a conversion would change the model."""
-    return next(convertible_modules(model), None) is not None and not is_reparameterized(model)
 
 
 def check_target(file: Path, format: str | None, opset: int | None, overwrite: bool) -> str:

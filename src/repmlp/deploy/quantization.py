@@ -24,9 +24,10 @@ from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ..conversion import needs_reparameterize
 from ..data import ImageData, Transformed, eval_transform
 from ..layers import GroupedLinear
-from .exporting import OPSET, export, in_training_form
+from .exporting import OPSET, export
 from .runtime import INPUT, METADATA, SUFFIXES, describe, load_exported, reason, require
 
 #: The engines, what each can do (the first by default), and the format of its file.
@@ -109,7 +110,7 @@ def quantize(
     """
     file = Path(file)
     method = check_target(file, engine, method, overwrite)
-    if in_training_form(model):
+    if needs_reparameterize(model):
         raise ValueError(
             f"this {type(model).__name__} is in training form, in which FC3 is not yet what will be deployed: "
             f"convert it first, with repmlp.reparameterize(model)"

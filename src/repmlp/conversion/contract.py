@@ -1,0 +1,89 @@
+"""The contract of a re-parameterizable module, and the questions that the rest of the package asks of a model.
+
+A block is a module with two forms that compute the same in eval mode: the training form, with parallel branches and
+batch norms, and the deploy form, in which they are merged. Blocks that fulfil :class:`Reparameterizable` say which
+form they are in. Blocks of timm and of other packages have only a method that converts them, named ``fuse``,
+``reparameterize`` or ``switch_to_deploy``; :func:`repmlp.reparameterize` marks them with ``deploy = True``.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+#: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
+CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
+
+
+@runtime_checkable
+class Reparameterizable(Protocol):
+    """A module with a training form and a deploy form; one class for both.
+
+    State dict: the keys of a block built in deploy form and those of a converted block are the same, with tensors of
+    the same shapes, so either loads into the other. A network whose constructor takes ``deploy`` hands it to its
+    blocks: a saved deploy form is then rebuilt with ``deploy=True``.
+
+    Attributes:
+        deploy: whether the module is in deploy form.
+    """
+
+    deploy: bool
+
+    def reparameterize(self) -> None:
+        """Change to deploy form, in place and without gradient; do nothing in deploy form.
+
+        Outputs in eval mode, dtype and device stay as they are. Raise ValueError, before any change, if a part is not
+        what the merge assumes.
+        """
+
+
+def converter(module: nn.Module) -> str | None:
+    """Name of the method that converts a module, or None. One that needs arguments does not count."""
+    for name in CONVERTERS:
+        method = getattr(module, name, None)
+        if inspect.ismethod(method):
+            try:
+                inspect.signature(method).bind()
+            except TypeError:
+                continue
+            return name
+    return None
+
+
+def iter_reparameterizable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost blocks of a model, with their names; a model that is a block itself has the name "".
+
+    A whole network of timm is never a block: its ``fuse`` only calls those of its modules, one by one.
+    """
+    if converter(model) and not hasattr(model, "forward_features"):
+        yield prefix, model
+        return
+    for name, child in model.named_children():
+        yield from iter_reparameterizable(child, f"{prefix}.{name}" if prefix else name)
+
+
+def needs_reparameterize(model: nn.Module) -> bool:
+    """Whether a block of the model is still in training form, so that :func:`repmlp.reparameterize` would change it."""
+    return not all(_in_deploy_form(block) for _, block in iter_reparameterizable(model))
+
+
+def is_reparameterized(model: nn.Module) -> bool:
+    """Whether the model was converted: it has, or had, blocks, and each is in deploy form.
+
+    False for a model that never had a training form. A block that the conversion replaced by a plain layer counts,
+    unless timm's own function replaced it: that leaves no trace.
+    """
+    return not needs_reparameterize(model) and any(getattr(m, "deploy", False) is True for m in model.modules())
+
+
+def deploy_arguments(model: Any) -> dict[str, Any]:
+    """Arguments with which the network's constructor builds the form it is in: ``{"deploy": True}`` or none."""
+    takes_deploy = "deploy" in inspect.signature(type(model)).parameters
+    return {"deploy": True} if takes_deploy and is_reparameterized(model) else {}
+
+
+def _in_deploy_form(block: nn.Module) -> bool:
+    if isinstance(block, Reparameterizable):
+        return all(getattr(module, "deploy", True) for module in block.modules())
+    return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
