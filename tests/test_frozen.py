@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import repmlp
+import repmlp.training.loop as loop
 from repmlp.training import Stopped, train
 from repmlp_settings import Train
 
@@ -30,9 +31,12 @@ def test_an_old_model_folder_gives_its_old_logits(folder, form, load):
     torch.testing.assert_close(load(FROZEN / folder).eval()(x), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_an_old_run_resumes_to_the_result_that_it_had_without_a_stop(tmp_path):
+def test_an_old_run_resumes_to_the_result_that_it_had_without_a_stop(tmp_path, monkeypatch):
     shutil.copytree(FROZEN / "stopped", tmp_path / "run")
+    states = []
+    monkeypatch.setattr(loop, "write_state", lambda folder, state: states.append(state))
     run = train(Train(output=str(tmp_path / "run"), resume=True))
+    assert not any(group["fused"] for group in states[-1]["optimizer"]["param_groups"])  # the kernel it started with
     assert run.epoch == EXPECTED["epoch"]
     assert run.test.images == EXPECTED["test"]["images"]
     assert run.test.loss == pytest.approx(EXPECTED["test"]["loss"], rel=2e-3)

@@ -12,6 +12,7 @@ from repmlp.training import Stopped
 from repmlp_settings import Ablate, Train
 
 from .console import say, table, training_progress
+from .train import keep_freed_memory
 
 
 def run(settings: Ablate) -> int:
@@ -22,6 +23,7 @@ def run(settings: Ablate) -> int:
     output = Path(settings.output)
     recipe = read_recipe(settings)
     jobs = plan_jobs(recipe, output, choose_rows(settings.rows), settings.seeds)
+    keep_freed_memory()
     if settings.plan:
         show_plan(jobs)
         return 0

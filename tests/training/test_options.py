@@ -13,7 +13,7 @@ import repmlp.training.loop as loop
 from repmlp.data import load_data
 from repmlp.training import train
 from repmlp.training.batches import data_config_of
-from repmlp.training.setup import build_loss, build_model
+from repmlp.training.setup import build_loss, build_model, build_optimizer
 from repmlp_settings import Train
 from tiny import TINY
 
@@ -133,6 +133,16 @@ def test_no_weight_decay_on_norms_and_biases(tmp_path, monkeypatch):
     train(tiny(tmp_path / "r", weight_decay=0.5))
     groups = written[-1]["optimizer"]["param_groups"]
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("opt", "fused"), [("sgd", True), ("momentum", True), ("adamw", None), ("lookahead_sgd", True)]
+)
+def test_sgd_runs_fused(opt, fused):
+    model = torch.nn.Linear(3, 2)
+    assert build_optimizer(tiny("r", opt=opt), model).param_groups[0].get("fused") == fused
+    if fused:
+        assert not build_optimizer(tiny("r", opt=opt), model, fused=False).param_groups[0]["fused"]
 
 
 def test_mixup_and_cutmix_mix_images_and_labels():

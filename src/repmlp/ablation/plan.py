@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ..counting import Complexity, complexity
 from ..data import ImageData, count_batches, hold_out, load_data
 from ..deploy import Timing, time_interleaved
 from ..training.batches import data_config_of
-from ..training.setup import build_loss, build_model
+from ..training.setup import build_loss, build_model, build_optimizer
 from .jobs import Job
 
 
@@ -83,8 +82,7 @@ def _step_and_look(
     config = data_config_of(settings, model, data)
     count = complexity(model, config["input_size"])
     mix, loss_function = build_loss(settings, len(data.class_names))
-    optimizer = create_optimizer_v2(model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum)
-    network, optimizer = accelerator.prepare(model, optimizer)
+    network, optimizer = accelerator.prepare(model, build_optimizer(settings, model.to(accelerator.device)))
     ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
     x = torch.randn(batch_size, *config["input_size"], device=accelerator.device)
     if settings.channels_last:

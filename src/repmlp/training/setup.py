@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from .batches import build_batches, data_config_of
 
 #: Images (B, C, H, W) and labels (B) to images and what the loss wants of their labels.
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Devices on which PyTorch can update all parameters in one kernel.
+FUSED = ("cpu", "cuda")
 #: Images looked through so far, and of all.
 OnCheck = Callable[[int, int], None]
 
@@ -92,9 +94,9 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
         model = synchronize_norms(model, accelerator.num_processes, accelerator.device)
     model = model.to(accelerator.device)
     ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
-    optimizer = create_optimizer_v2(
-        model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum
-    )  # no weight decay on biases and norms
+    # A resumed run keeps its kernel: load_state_dict alone would not tell the loss scaler of the other one.
+    fused = bool(state["optimizer"]["param_groups"][0].get("fused")) if state else None
+    optimizer = build_optimizer(settings, model, fused)
     warmup = round(settings.warmup_epochs * steps / settings.epochs)
     if not 0 <= warmup < steps:
         raise ValueError(
@@ -160,6 +162,21 @@ def build_model(settings: Train, data: ImageData) -> nn.Module:
     if settings.grad_checkpointing:
         cast(Any, model).set_grad_checkpointing()
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+
+
+def build_optimizer(settings: Train, model: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
+    """Create timm's optimizer for a model that is on its device, without weight decay on biases and norms.
+
+    Args:
+        fused: run PyTorch's SGD as one kernel for all parameters, which differs from its loop by rounding;
+            by default where PyTorch can.
+    """
+    arguments: dict[str, Any] = {}
+    if get_optimizer_class(settings.opt.rpartition("_")[2], bind_defaults=False) is torch.optim.SGD:
+        arguments["fused"] = next(model.parameters()).device.type in FUSED if fused is None else fused
+    return create_optimizer_v2(
+        model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum, **arguments
+    )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
