@@ -46,7 +46,7 @@ class TrainingProgress:
         self.task = progress.add_task("", total=None, state="starting")
 
     def on_check(self, checked: int, images: int) -> None:
-        self.progress.update(self.task, completed=checked, total=images, state="looking for images that cannot be read")
+        self.progress.update(self.task, completed=checked, total=images, state="reading images")
 
     def on_step(self, step: Step) -> None:
         state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"

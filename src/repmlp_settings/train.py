@@ -8,10 +8,10 @@ from typing import Any, Literal
 class Train:
     """Train a network; the run folder then holds config.yaml, metrics.csv, model/ and curves.png.
 
-    Images are padded, cropped and flipped as whole batches where a data set is small (digits, MNIST,
-    CIFAR) and no other augmentation is asked for; image by image, by `workers`, otherwise. Each
-    random choice depends on the seed and the place of the image in the run only: not on the number of
-    workers, and not on whether the run was stopped and resumed.
+    Images in memory (see in_memory) are padded, cropped and flipped as whole batches. All others, and
+    those that need another augmentation, are prepared one by one, by `workers`. Each random choice
+    depends only on the seed and on the position of the image in the run: not on the number of workers,
+    and not on whether the run was stopped and resumed.
 
     Args:
         output: Run folder to write.
@@ -24,6 +24,7 @@ class Train:
         data_root: Folder that holds the data set, for torch/... and hfds/... names.
         download: Let torchvision, or Hugging Face's datasets, download the data set into data_root.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        in_memory: Keep the images as one tensor: auto (if all have one size and fit in 1 GiB), yes or no.
         img_size: Size of the images for the network; by default the size that the network states.
         fit: How smaller images get there: resize, or pad with the mean color.
         augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
@@ -71,6 +72,7 @@ class Train:
     data_root: str | None = None
     download: bool = False
     bad_images: Literal["stop", "skip"] = "stop"
+    in_memory: Literal["auto", "yes", "no"] = "auto"
     img_size: int | None = None
     fit: Literal["resize", "pad"] = "resize"
     augment: Literal["none", "pad-crop", "resized-crop"] = "pad-crop"

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
 from pictures import encoded, picture
-from repmlp.data import Transformed, eval_transform, hold_out, load_data
+from repmlp.data import Transformed, eval_transform, hold_out
+from repmlp.data import load_data as load_any_data
 from repmlp.data.sets import CACHE
 
+#: Image by image, as large ones are read; test_pixels.py has those that are kept in memory.
+load_data = partial(load_any_data, in_memory="no")
 COLOR = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
 
 #: Two workers on one core are slow, but right.

@@ -34,7 +34,7 @@ def test_the_digits_are_on_board_and_split_without_overlap():
 
 
 def test_the_digits_are_normalized_by_their_own_statistics():
-    pixels = load_data("digits").train.images / 255
+    pixels = load_data("digits").train.pixels.numpy() / 255
     assert NORMALIZATION["digits"] == ((round(pixels.mean(), 4),), (round(pixels.std(), 4),))
 
 
@@ -67,7 +67,7 @@ def imagenet(tmp_path):
 
 
 def test_a_large_torchvision_set_is_one_of_image_files(imagenet):
-    data = load_data("torch/imagenet", imagenet)
+    data = load_data("torch/imagenet", imagenet, in_memory="no")
     assert data.class_names == ("tench, Tinca tinca", "goldfish")
     assert data.image_size is None
     assert [data.train[i][1] for i in range(2)] == [0, 1]

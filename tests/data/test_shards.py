@@ -3,6 +3,7 @@
 import json
 import pickle
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from pictures import encoded, picture, write_shard
-from repmlp.data import Transformed, eval_transform, load_data
+from repmlp.data import Transformed, eval_transform
+from repmlp.data import load_data as load_any_data
 from repmlp.data import shards as module
 from repmlp.data.sets import CACHE
 from repmlp.data.shards import INDEX, index_shard
 
+#: Image by image, as large ones are read; test_pixels.py has those that are kept in memory.
+load_data = partial(load_any_data, in_memory="no")
 COLOR = {"input_size": (3, 16, 20), "mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
 #: Two workers on one core are slow, but right.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -92,8 +92,8 @@ def test_padding_is_written_in_timms_terms_and_keeps_every_pixel():
 
     keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
     x = create_transform((1, 16, 16), **{key: config[key] for key in keys}, normalize=False)(data.test[0][0])
-    assert torch.equal(x[0, 4:12, 4:12], torch.as_tensor(data.test.images[0]))
-    assert x.sum() == int(data.test.images[0].sum())
+    assert torch.equal(x[0, 4:12, 4:12], torch.as_tensor(data.test.pixels[0]))
+    assert x.sum() == int(data.test.pixels[0].sum())
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path, monkeypatch):

@@ -135,7 +135,9 @@ class Job:
         settings = self.settings
         device = device_of(settings)
         model = load_model(self.folder)
-        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
+        data = load_data(
+            settings.data, settings.data_root, bad_images=settings.bad_images, in_memory=settings.in_memory
+        )
         images = build_test_loader(model, data, settings.batch_size, settings.workers)
         forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
         correct, seen = dict.fromkeys(forms, 0), 0

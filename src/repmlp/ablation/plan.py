@@ -57,7 +57,9 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     if not first:
         return {}
     settings = next(iter(first.values()))
-    data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images)
+    data = load_data(
+        settings.data, settings.data_root, settings.download, settings.bad_images, in_memory=settings.in_memory
+    )
     to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
     batch_size = min(settings.batch_size, len(to_train))
     steps = count_batches(len(to_train), batch_size, train=True)

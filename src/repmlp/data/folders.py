@@ -37,9 +37,20 @@ class FileImages(EncodedImages):
     def encoded(self, i: int) -> tuple[bytes, int]:
         return Path(self.name(i)).read_bytes(), int(self.labels[i])
 
-    def content(self) -> str:
-        """The names of all files: a change inside a file is not seen."""
-        return sha256(b"\0".join(self.names.tolist())).hexdigest()
+    def fingerprint(self, times: bool = True) -> str:
+        digest = sha256()
+        for i, name in enumerate(self.names.tolist()):
+            digest.update(b"%s\0%s\0" % (name, file_state(self.name(i), times)))
+        return digest.hexdigest()
+
+
+def file_state(path: str | Path, times: bool) -> bytes:
+    """Size of a file, and with ``times`` its time of change; nothing if it is not there."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return b""
+    return b"%d %d" % (state.st_size, state.st_mtime_ns if times else 0)
 
 
 def open_folder(path: Path) -> Splits:

@@ -22,8 +22,8 @@ class HubImages(EncodedImages):
     timm's own data set on top of that reader puts another image in the place of one that cannot be read.
     """
 
-    def __init__(self, reader: Any, source: str) -> None:
-        self.reader, self.source = reader, source
+    def __init__(self, reader: Any, source: str, labels: np.ndarray) -> None:
+        self.reader, self.source, self.labels = reader, source, labels
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -36,7 +36,7 @@ class HubImages(EncodedImages):
         with file:
             return file.read(), int(label)
 
-    def content(self) -> str:
+    def fingerprint(self, times: bool = True) -> str:
         """The names of the Arrow files, which hold a hash of what they were made from."""
         return sha256("\0".join([*self._files(), str(len(self))]).encode()).hexdigest()
 
@@ -77,12 +77,12 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
             HubImages(
                 create_dataset(f"hfds/{name}", cache, split, input_key=image, target_key=label).reader,
                 f"{name} ({split})",
+                np.asarray(splits[split][label]),
             )
             for split in ("train", held_out)
         )
-    labels, test_labels = (np.asarray(splits[split][label]) for split in ("train", held_out))
     stated = getattr(splits["train"].features[label], "names", None)
-    return Splits(train, test, class_names_of(name, labels, test_labels, stated), train.folder())
+    return Splits(train, test, class_names_of(name, train.labels, test.labels, stated), train.folder())
 
 
 def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:

@@ -34,9 +34,16 @@ class EncodedImages(Dataset[tuple[Image.Image, int]], ABC):
     def name(self, i: int) -> str:
         """Where image ``i`` is, for a person to find it."""
 
+    #: Class index of each image (N).
+    labels: np.ndarray
+
     @abstractmethod
-    def content(self) -> str:
-        """Changes when the images do; what is remembered of them holds while it stays the same."""
+    def fingerprint(self, times: bool = True) -> str:
+        """A digest of the names and sizes of the files; what was computed from them holds while it stays the same.
+
+        Args:
+            times: include their times of change, which a copy of the files may not keep.
+        """
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
         """Image and class index; ValueError, naming the image, if it cannot be read."""

@@ -3,14 +3,18 @@
 n images, B of them in a batch, C channels, H,W size for the network.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .loading import WHOLE, Part, augmentation_draws, count_batches, epoch_batches, seed_everything
+from .pixels import MEMORY_LIMIT, PixelImages
 from .transforms import eval_transform
 
 
@@ -91,14 +95,31 @@ class TensorBatches:
             yield x, labels
 
 
-def load_tensor(data: Any, data_config: dict[str, Any], indices: list[int] | None = None) -> tuple[Tensor, Tensor]:
+def fits_in_memory(images: int, data_config: dict[str, Any]) -> bool:
+    """Whether so many images, at the size for the network, take no more than MEMORY_LIMIT bytes."""
+    return images * math.prod(data_config["input_size"]) <= MEMORY_LIMIT
+
+
+def load_tensor(data: Any, data_config: dict[str, Any], indices: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """All images of a data set, or a choice of them, as :func:`eval_transform` prepares them: bytes (n, C, H, W).
 
     Returns:
         images, labels (n)
     """
     prepare = eval_transform(data_config, normalize=False)
-    samples = [data[i] for i in (range(len(data)) if indices is None else indices)]
+    indices = range(len(data)) if indices is None else indices
+    if isinstance(data, PixelImages) and _keeps_pixels(prepare, data):
+        pixels = data.pixels[torch.as_tensor(indices, dtype=torch.long)]  # (n, H, W) or (n, H, W, C)
+        images = pixels[:, None] if pixels.ndim == 3 else pixels.movedim(3, 1).contiguous()
+        return images, torch.from_numpy(data.labels[np.asarray(indices, dtype=np.int64)]).long()
+    samples = [data[i] for i in indices]
     size = data_config["input_size"]
     images = torch.stack([prepare(image) for image, _ in samples]) if samples else torch.empty(0, *size).byte()
     return images, torch.tensor([int(label) for _, label in samples], dtype=torch.long)
+
+
+def _keeps_pixels(prepare: Callable[[Image.Image], Tensor], data: PixelImages) -> bool:
+    """Whether a transform leaves images of this size as they are: it does if it leaves one of noise as it is."""
+    noise = torch.randint(0, 256, data.pixels.shape[1:], generator=torch.Generator().manual_seed(0)).byte()
+    prepared = prepare(Image.fromarray(noise.numpy()))  # (C, H, W)
+    return torch.equal(prepared, noise[None] if noise.ndim == 2 else noise.movedim(2, 0))

@@ -1,7 +1,7 @@
 """Data sets by name: PIL images and class indices, and what a network must know of them."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import Dataset, Subset
 
@@ -18,6 +17,7 @@ from .cache import remembered
 from .folders import FileImages, open_folder
 from .hub import open_hub
 from .images import EncodedImages, evenly_spread, find_unreadable, levels, mean_std
+from .pixels import PixelImages, load_pixels
 from .shards import open_shards
 from .splits import Splits
 
@@ -46,7 +46,7 @@ class ImageData:
         train, test: map-style data sets of (PIL image, class index).
         class_names: in the order of the indices.
         mean, std: of the training images' pixels in [0, 1], per channel; their number is that of the channels.
-        image_size: (height, width) if all images are small and of this size, so that all of them fit in memory.
+        image_size: (height, width) if all images are small, of this size and kept in memory.
         skipped: images that cannot be read and were left out of ``train`` and ``test``, by name.
     """
 
@@ -69,6 +69,7 @@ def load_data(
     download: bool = False,
     bad_images: Literal["stop", "skip"] = "stop",
     on_check: Callable[[int, int], None] = lambda checked, images: None,
+    in_memory: Literal["auto", "yes", "no"] = "auto",
 ) -> ImageData:
     """Open a data set by name.
 
@@ -85,6 +86,9 @@ def load_data(
     once. This takes a part of the time of an epoch. What was found is kept in CACHE too; of a set that
     has not changed, only the images left out are read again.
 
+    Image files of one size are decoded once and kept in memory as a tensor of bytes, if that takes no
+    more than MEMORY_LIMIT; :func:`repmlp.data.pixels.load_pixels` has the details.
+
     Args:
         name: ``digits`` (scikit-learn's 1797 handwritten digits of 8x8, on board, no download), ``torch/...``
             (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder a class, in PATH/train and
@@ -93,7 +97,8 @@ def load_data(
         root: folder that holds the data, for ``torch/...`` and ``hfds/...``.
         download: let torchvision, or Hugging Face's datasets, fetch it into ``root``.
         bad_images: what to do about an image that cannot be read.
-        on_check: called with the number of images checked so far, and of all, where ``bad_images`` is "skip".
+        on_check: called with the number of images checked or decoded so far, and of all.
+        in_memory: "yes" keeps images of one size in memory however many they are, "no" reads each when it is used.
 
     Raises:
         ValueError: for an unknown name; the message says which exist. For data that is not as it should
@@ -102,6 +107,8 @@ def load_data(
     """
     if bad_images not in ("stop", "skip"):
         raise ValueError(f"bad_images is {bad_images!r}: use stop or skip")
+    if in_memory not in ("auto", "yes", "no"):
+        raise ValueError(f"in_memory is {in_memory!r}: use auto, yes or no")
     if name == "digits":
         return _digits()
     if name in SMALL:
@@ -117,30 +124,17 @@ def load_data(
     else:
         known = ("digits", *SMALL, *LARGE, "folder:PATH", "wds/PATH", "hfds/NAME")
         raise ValueError(f"unknown data set {name!r}: there are {', '.join(known)}")
-    return _on_disk(splits, bad_images == "skip", on_check)
-
-
-class _Images(Dataset):
-    """Images (N, h, w) of bytes and labels (N), as a data set of PIL images."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[i]), int(self.labels[i])
+    return _on_disk(splits, bad_images == "skip", in_memory, on_check)
 
 
 def _digits() -> ImageData:
     digits = import_optional("sklearn.datasets", "demo").load_digits()
     train_test_split = import_optional("sklearn.model_selection", "demo").train_test_split
-    images = (digits.images * (255 / 16)).round().astype(np.uint8)  # 0..16 -> 0..255
+    images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))  # 0..16 -> 0..255
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
     return ImageData(
-        train=_Images(images[train], digits.target[train]),
-        test=_Images(images[test], digits.target[test]),
+        train=PixelImages(images[train], digits.target[train]),
+        test=PixelImages(images[test], digits.target[test]),
         class_names=tuple(str(name) for name in digits.target_names),
         mean=NORMALIZATION["digits"][0],
         std=NORMALIZATION["digits"][1],
@@ -183,8 +177,8 @@ def _large(name: str, folder: Path, download: bool) -> Splits:
     return Splits(FileImages(folder, train.imgs), FileImages(folder, test.imgs), names, folder)
 
 
-def _on_disk(splits: Splits, check: bool, on_check: Callable[[int, int], None]) -> ImageData:
-    """Leave out what cannot be read, if that is to be checked, and find the mean and standard deviation."""
+def _on_disk(splits: Splits, check: bool, in_memory: str, on_check: Callable[[int, int], None]) -> ImageData:
+    """Leave out what cannot be read, find the mean and standard deviation, and keep small images in memory."""
     cache = splits.folder / CACHE if splits.folder else None
     bad_train = _unreadable(splits.train, "train", cache, on_check) if check else []
     bad_test = _unreadable(splits.test, "test", cache, on_check) if check else []
@@ -194,12 +188,17 @@ def _on_disk(splits: Splits, check: bool, on_check: Callable[[int, int], None]) 
         images = len(splits.train) + len(splits.test)
         warnings.warn(f"{len(skipped)} of {images} images cannot be read and are left out: {shown}", stacklevel=3)
     mean, std = _statistics(splits.train, bad_train, cache)
+    parts = [(splits.train, _others(splits.train, bad_train)), (splits.test, _others(splits.test, bad_test))]
+    pixels = None if in_memory == "no" else load_pixels(parts, splits.folder, in_memory == "yes", on_check)
+    read = [Subset(data, indices) if len(indices) < len(data) else data for data, indices in parts]
+    train, test = pixels or read
     return ImageData(
-        train=_without(splits.train, bad_train),
-        test=_without(splits.test, bad_test),
+        train=train,
+        test=test,
         class_names=splits.class_names,
         mean=mean,
         std=std,
+        image_size=pixels[0].image_size if pixels else None,
         skipped=tuple(skipped),
     )
 
@@ -207,7 +206,7 @@ def _on_disk(splits: Splits, check: bool, on_check: Callable[[int, int], None]) 
 def _unreadable(data: EncodedImages, split: str, cache: Path | None, on_check: Callable[[int, int], None]) -> list[int]:
     """Indices of the images that cannot be read; those remembered are read again, in case they were repaired."""
     key = f"unreadable in {split}"
-    found = remembered(cache, {key: data.content()}, lambda key: find_unreadable(data, on_check))[key]
+    found = remembered(cache, {key: data.fingerprint()}, lambda key: find_unreadable(data, on_check))[key]
     found = [i for i in found if not data.is_readable(i)]
     if len(found) == len(data):
         raise ValueError(f"none of the {len(data)} images to {split} on can be read, {data.name(0)} for example")
@@ -227,13 +226,14 @@ def _statistics(
             return mean_std(pool.map(lambda i: levels(data.small(i)), sorted(set(sample) - set(left_out))))
 
     key = "mean and std of train"
-    mean, std = remembered(cache, {key: [data.content(), left_out]}, compute)[key]
+    mean, std = remembered(cache, {key: [data.fingerprint(), left_out]}, compute)[key]
     return tuple(mean), tuple(std)
 
 
-def _without(data: EncodedImages, indices: list[int]) -> Dataset:
+def _others(data: EncodedImages, indices: list[int]) -> Sequence[int]:
+    """The indices of all images but these."""
     left_out = set(indices)
-    return Subset(data, [i for i in range(len(data)) if i not in left_out]) if indices else data
+    return [i for i in range(len(data)) if i not in left_out] if indices else range(len(data))
 
 
 def hold_out(data: Any, fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -77,9 +77,9 @@ class ShardImages(EncodedImages):
             file.seek(offset)
             return file.read(size), int(self.labels[i])
 
-    def content(self) -> str:
-        """Names, sizes and times of change of the shards."""
-        states = [(shard, *_state(self.folder / shard)) for shard in self.shards]
+    def fingerprint(self, times: bool = True) -> str:
+        """That of the shards."""
+        states = [(shard, *_state(self.folder / shard)[: 1 + times]) for shard in self.shards]
         return sha256(json.dumps([states, len(self)]).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from ..data import (
     TensorBatches,
     Transformed,
     eval_transform,
+    fits_in_memory,
     hold_out,
     load_tensor,
     train_transform,
@@ -69,7 +70,9 @@ def build_batches(
             f"mixup and cutmix mix pairs of images, and a process computes {batch_size // parts} at a time: "
             f"use a batch_size that is a multiple of {2 * parts}"
         )
-    if data.image_size is not None and settings.augment != "resized-crop" and not settings.auto_augment:
+    fits = settings.in_memory == "yes" or fits_in_memory(len(data.train) + len(data.test), data_config)  # type: ignore[arg-type]
+    as_tensor = data.image_size is not None and settings.in_memory != "no" and fits
+    if as_tensor and settings.augment != "resized-crop" and not settings.auto_augment:
         erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None
         crop = settings.augment == "pad-crop"
 

@@ -84,7 +84,9 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
     if settings.epochs < 1:
         raise ValueError(f"there is nothing to train in {settings.epochs} epochs: use 1 or more")
     with accelerator.main_process_first():  # it downloads, and checks images; the others find what it found
-        data = load_data(settings.data, settings.data_root, settings.download, settings.bad_images, on_check)
+        data = load_data(
+            settings.data, settings.data_root, settings.download, settings.bad_images, on_check, settings.in_memory
+        )
     model: Any = build_model(settings, data)
     data_config = data_config_of(settings, model, data)
     train, val, test = build_batches(settings, data, data_config, accelerator)

@@ -14,6 +14,8 @@ import yaml
 
 from repmlp_settings import Train
 
+from ..data.sets import SMALL
+
 STATE = Path("state") / "state.pt"
 
 
@@ -63,7 +65,10 @@ def stored_settings(settings: Train) -> Train:
         raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no config.yaml")
     if (folder / "test.json").exists():
         raise ValueError(f"the run in {folder} is finished: there is nothing to resume")
-    own = Train(**yaml.safe_load((folder / "config.yaml").read_text()))
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    # Runs from before this setting existed kept the small named sets in memory, and no others.
+    values.setdefault("in_memory", "yes" if values["data"] in ("digits", *SMALL) else "no")
+    own = Train(**values)
     for field in fields(Train):
         given = getattr(settings, field.name)
         if field.name not in ("output", "resume") and given not in (field.default, getattr(own, field.name), [], {}):
