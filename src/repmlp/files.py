@@ -181,9 +181,11 @@ def rmtree_if_exists(folder: Path) -> None:
 def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Be the only process that writes ``path`` until the block ends, or the process does, however it ends.
 
+    Within a thread, claims of the same path nest.
+
     Args:
         path: file or folder; it need not exist.
-        wait: seconds to wait for another process.
+        wait: seconds to wait for another process; -1 for as long as it takes.
 
     Raises:
         BlockingIOError: if another process has it; names that process.
@@ -191,7 +193,7 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     path = _resolve(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _lock_file(path)
-    lock = FileLock(file)
+    lock = FileLock(file, is_singleton=True)  # so that a process may claim what it has already
     try:
         lock.acquire(timeout=wait)
     except Timeout:
@@ -208,7 +210,7 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
 
 
 def is_claimed(path: str | Path) -> bool:
-    """Whether a process, this one included, claims ``path`` now."""
+    """Whether another process claims ``path`` now."""
     if not _lock_file(_resolve(path)).exists():
         return False
     try:

@@ -59,8 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n{stop or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_flags(str(error), args.command)}", file=sys.stderr)
         return 2
+
+
+def _as_flags(message: str, command: str) -> str:
+    """A message of the library, which names arguments, as a user of the command line types them."""
+    for field in fields(COMMANDS[command]):
+        flag = f"--{field.name.replace('_', '-')}"
+        message = re.sub(rf"\b{field.name}=True\b", flag, message)
+        message = re.sub(rf"\b{field.name}=(?=\S)", f"{flag}=", message)
+    return message
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from repmlp import complexity, is_reparameterized, load_model, official, reparameterize, save_model, verify
 from repmlp.checkpoint import CONFIG, check_free
+from repmlp.files import atomic_file, ensure_can_write
 from repmlp_settings import Convert
 
 from .console import print_report, say
@@ -16,8 +17,8 @@ def run(settings: Convert) -> int:
     output = Path(settings.output) if settings.output else default_output(settings.model, settings.to)
     if settings.to == "timm":
         check_free(output, CONFIG, settings.overwrite)
-    elif output.exists() and not settings.overwrite:
-        raise FileExistsError(f"{output} exists already: choose another file, or pass --overwrite to replace it")
+    else:
+        ensure_can_write(output, overwrite=settings.overwrite)
     model = load_model(settings.model)
     if settings.to == "official-training":
         if is_reparameterized(model):
@@ -57,13 +58,8 @@ def converted(model: nn.Module) -> nn.Module | None:
 def write_official(model: nn.Module, file: Path) -> int:
     """The weights under the authors' names, as their code loads them; all of the file or nothing."""
     weights = {name: tensor.contiguous() for name, tensor in official.state_dict(model).items()}
-    partial = file.with_name(f".{file.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(weights, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(file) as path:
+        torch.save(weights, path)
     say(f"wrote {file}: {len(weights)} tensors under the authors' names")
     return 0
 

@@ -2,12 +2,12 @@
 
 OUTPUT/no-local/seed-0/                 a run folder of `repmlp train`; test.json says that it is finished
 OUTPUT/no-local/seed-0/converted.json   how many test images the deploy form gets right, and on which machine
-OUTPUT/no-local/.seed-0.lock            held by the process that trains it; a process that ends lets go of it
+OUTPUT/no-local/.repmlp-lock-seed-0     held by the process that trains it; a process that ends lets go of it
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 
 from repmlp_settings import Train
 
@@ -23,6 +22,7 @@ from ..checkpoint import load_model
 from ..conversion import reparameterize
 from ..data import load_data
 from ..deploy.environment import machine
+from ..files import atomic_file, claim, is_claimed
 from ..training import Epoch, Step, build_test_loader, train
 from .rows import ROWS, Row, check_recipe
 
@@ -56,10 +56,8 @@ class Job:
         """Looked up on disk; writes nothing."""
         if self.converted.exists():
             return "finished"
-        if self._lock_file.exists():
-            with self._claim(wait=0) as claimed:
-                if not claimed:
-                    return "running"
+        if is_claimed(self.folder):
+            return "running"
         return "interrupted" if self._begun else "new"
 
     @property
@@ -78,9 +76,10 @@ class Job:
         Returns:
             Whether the run is finished now; False if another process has it.
         """
-        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._claim(wait=1) as claimed:  # longer than a look at `state` holds the lock
-            if not claimed:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claim(self.folder, wait=1))  # longer than a look at `state` holds the lock
+            except BlockingIOError:
                 return False
             if not (self.folder / "test.json").exists():  # which train writes at its end
                 settings = Train(output=str(self.folder), resume=True) if self._begun else self.settings
@@ -109,23 +108,6 @@ class Job:
     def _begun(self) -> bool:
         return (self.folder / "config.yaml").exists()
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.lock")
-
-    @contextmanager
-    def _claim(self, wait: float) -> Iterator[bool]:
-        lock = FileLock(self._lock_file)
-        try:
-            lock.acquire(timeout=wait)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
     @torch.inference_mode()
     def _test_both_forms(self) -> None:
         """Classify the test images with the kept weights, not converted and converted, both in their own dtype.
@@ -145,10 +127,9 @@ class Job:
             seen += len(labels)
             for form, network in forms.items():
                 correct[form] += int((network(x.to(device)).argmax(1).cpu() == labels).sum())
-        partial = self.converted.with_suffix(".partial")
         values = {"images": seen, "correct": correct, "machine": machine_with(device)}
-        partial.write_text(json.dumps(values))
-        partial.replace(self.converted)
+        with atomic_file(self.converted) as path:
+            path.write_text(json.dumps(values))
 
 
 def device_of(settings: Train) -> torch.device:

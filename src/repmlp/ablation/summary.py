@@ -8,10 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from repmlp_settings import Train
 
+from ..files import atomic_file, claim
 from .jobs import NOT_COMPARED, Job, device_of, machine_with, with_found
 from .results import Line, Result, Spread, measure, to_lines
 from .rows import ROWS
@@ -141,8 +140,12 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write ablation.md and ablation.json, in place of those that are there."""
-        (folder / "ablation.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        (folder / "ablation.md").write_text(self.to_markdown())
+        for name, text in (
+            ("ablation.json", json.dumps(self.to_dict(), indent=1) + "\n"),
+            ("ablation.md", self.to_markdown()),
+        ):
+            with atomic_file(folder / name) as path:
+                path.write_text(text)
 
 
 def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = ROUNDS, warmup: int = WARMUP) -> Summary:
@@ -180,7 +183,7 @@ def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = RO
 
 def sole_writer(output: Path) -> AbstractContextManager:
     """Hold this while summarizing and writing: of two processes that end together, the later one sees all runs."""
-    return FileLock(output / ".ablation.lock")
+    return claim(output / "ablation.json", wait=-1)
 
 
 def _machine(about: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from ..files import atomic_file
 
 #: Goes up when an entry comes to mean something else, so that files of older versions are computed again.
 FORMAT = 1
@@ -45,10 +46,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, entries: dict[str, Any]) -> None:
-    partial = file.with_name(f"{file.name}.{uuid4().hex}")
-    try:
-        partial.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")
-        partial.replace(file)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with suppress(OSError), atomic_file(file) as path:
+        path.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")

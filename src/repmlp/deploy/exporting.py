@@ -2,7 +2,6 @@
 
 import copy
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..conversion import needs_reparameterize
 from ..conversion.equivalence import TOLERANCES, _error, example_inputs
+from ..files import atomic_file, ensure_can_write
 from .runtime import INPUT, METADATA, OUTPUT, SUFFIXES, describe, format_of, load_exported, reason, require
 
 #: Of ONNX files: the oldest with GELU as one operator. The exporter of PyTorch writes 18 and later.
@@ -82,9 +82,7 @@ def export(
     opset = (opset or OPSET) if format == "onnx" else None
     metadata = describe(model)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as folder:
-        partial = Path(folder) / file.name
+    with atomic_file(file) as partial:
         _write(model, partial, format, metadata, opset)
         errors = compare(model, _open(partial), images)
         bad = {inputs: error for inputs, error in errors.items() if not error <= tolerance}
@@ -94,9 +92,7 @@ def export(
                 f"the {format} file does not compute what the network computes, and is not kept: "
                 f"relative error {found}, allowed {tolerance:.0e}"
             )
-        size = sum(part.stat().st_size for part in Path(folder).iterdir())
-        for part in sorted(Path(folder).iterdir()):  # .bin before .xml: no .xml without what it needs
-            part.replace(file.with_name(part.name))
+        size = sum(part.stat().st_size for part in partial.parent.iterdir())
     return Exported(file, format, size, opset, errors, metadata)
 
 
@@ -122,8 +118,7 @@ def check_target(file: Path, format: str | None, opset: int | None, overwrite: b
     for module in {"onnx": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}.get(format, ()):
         require(module, format)
     for part in (file, file.with_suffix(".bin")) if format == "openvino" else (file,):
-        if part.is_dir() or (part.exists() and not overwrite):
-            raise FileExistsError(f"{part} exists already: choose another file, or pass --overwrite to replace a file")
+        ensure_can_write(part, overwrite=overwrite)
     return format
 
 

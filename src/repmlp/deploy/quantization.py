@@ -11,6 +11,7 @@ of each input while the network runs (dynamic).
 import copy
 import json
 import platform
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from ..conversion import needs_reparameterize
 from ..data import ImageData, Transformed, eval_transform
+from ..files import atomic_file, ensure_can_write
 from ..layers import GroupedLinear
 from .exporting import OPSET, export
 from .runtime import INPUT, METADATA, SUFFIXES, describe, load_exported, reason, require
@@ -121,8 +123,7 @@ def quantize(
     scheme = {"engine": engine, "method": method, "weight_bits": 7 if reduce_range else 8}
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     metadata = {**describe(model), "int8": scheme}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.partial-") as folder:
+    with atomic_file(file) as whole, tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / file.name
         if engine == "onnxruntime":
             _quantize_onnx(split_groups(model), partial, metadata, calibration, reduce_range)
@@ -138,7 +139,7 @@ def quantize(
                 f"{before / images:.2%} -> {after / images:.2%} of {images} images; nothing is written. Try another "
                 f"method or engine, more calibration images, or training with qat"
             )
-        partial.replace(file)
+        shutil.copyfile(partial, whole)
     return done
 
 
@@ -159,8 +160,7 @@ def check_target(file: Path, engine: str, method: str | None, overwrite: bool) -
     if engine == "onnxruntime":
         for module in ("onnxruntime", "onnx", "onnxscript"):
             require(module, "onnx")
-    if file.is_dir() or (file.exists() and not overwrite):
-        raise FileExistsError(f"{file} exists already: choose another file, or pass --overwrite to replace a file")
+    ensure_can_write(file, overwrite=overwrite)
     return method
 
 

@@ -1,6 +1,5 @@
 """The state of a run in one file: written whole or not at all, read without executing anything."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import yaml
 from repmlp_settings import Train
 
 from ..data.sets import SMALL
+from ..files import atomic_file
 
 STATE = Path("state") / "state.pt"
 
@@ -29,22 +29,11 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: if it could not be written, with the last one still in place.
     """
-    path = folder / STATE
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(exist_ok=True)
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
-        kept = "the one before is kept" if path.exists() else "there is none yet"
-        raise OSError(
-            f"the state of the run could not be written to {path} ({error}); {kept}: "
-            f"make room, then go on with: repmlp train --resume {folder}"
-        ) from error
+        with atomic_file(folder / STATE) as path:
+            torch.save(state, path)
+    except OSError as error:
+        raise OSError(f"{error}: make room, then go on with: repmlp train --resume {folder}") from error
 
 
 def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
