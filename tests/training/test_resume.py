@@ -229,7 +229,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatc
     def save(state, file):
         writes.append(1)
         if len(writes) == 2:
-            file.write(b"half of it")
+            file.write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
         torch_save(state, file)
 
