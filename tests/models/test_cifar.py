@@ -1,4 +1,4 @@
-"""The CIFAR-10 networks: the paper's figures, timm's contract, and both forms of every row of the ablation."""
+"""The CIFAR-10 networks: the paper's figures, and both forms of every row of the ablation."""
 
 import copy
 
@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import repmlp
 from compare import assert_close, assert_same
@@ -145,73 +144,13 @@ def test_a_network_built_in_deploy_form_loads_a_converted_one_strictly(row, mode
     assert repmlp.is_reparameterized(built)
 
 
-# timm's contract
-
-
-@pytest.mark.parametrize("name", ["repmlp_cifar", "wide_convnet_cifar"])
-def test_default_cfg(name, x):
-    assert name in timm.list_models(module="cifar")
-    model = timm.create_model(name).eval()
-    cfg = model.default_cfg
-    x = torch.randn(1, *cfg["input_size"])
-    assert model(x).shape == (1, cfg["num_classes"])
-    assert model.forward_features(x).shape == (1, model.num_features, *cfg["pool_size"])
-    state = model.state_dict()
-    assert state[cfg["first_conv"] + ".weight"].shape[1] == cfg["input_size"][0]
-    assert state[cfg["classifier"] + ".weight"].shape == (cfg["num_classes"], model.num_features)
-    assert model.get_classifier() is model.get_submodule(cfg["classifier"])
-    assert cfg["fixed_input_size"]
-    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+# timm's contract, where the rows differ from the networks of test_contract.py
 
 
 def test_wide_convnet_is_twice_as_wide_and_has_no_repmlp():
     model = timm.create_model("wide_convnet_cifar", device="meta")
     assert channels(model) == [32, 64, 128]
     assert not [m for m in model.modules() if isinstance(m, repmlp.RepMLP)]
-
-
-def test_backward_gives_every_parameter_a_gradient(row, x):
-    model = small(row, num_classes=42).train()
-    y = model(x)
-    assert y.shape == (2, 42)
-    y.mean().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None]
-
-
-def test_reset_classifier(model, x):
-    features = model.forward_features(x)
-    pooled = model.forward_head(features, pre_logits=True)
-    assert pooled.shape == (2, model.num_features)
-    assert_same(model.get_classifier()(pooled), model.forward_head(features))
-    model.reset_classifier(0)
-    assert_same(model(x), pooled)
-    model.reset_classifier(0, "")
-    assert_same(model(x), model.forward_features(x))
-    model.reset_classifier(7, "avg")
-    assert model(x).shape == (2, 7)
-    assert model.num_classes == 7
-
-
-def test_no_classifier_and_no_pooling_from_the_start(row, x):
-    model = small(row, num_classes=0, global_pool="").eval()
-    assert_same(model(x), model.forward_features(x))
-
-
-def test_features_only(row, model, x):
-    pyramid = small(row, features_only=True)
-    assert pyramid.feature_info.channels() == channels(model)
-    assert pyramid.feature_info.reduction() == [2**i for i in range(len(channels(model)))]
-    theirs = {name.replace("stages.", "stages_"): tensor for name, tensor in model.state_dict().items()}
-    assert not pyramid.load_state_dict(theirs, strict=False).missing_keys
-    maps = pyramid.eval()(x)
-    assert [m.shape for m in maps] == [(2, c, 16 // 2**i, 16 // 2**i) for i, c in enumerate(channels(model))]
-    for ours, theirs in zip(model.forward_intermediates(x, intermediates_only=True), maps, strict=True):
-        assert_same(ours, theirs)
-
-
-def test_features_only_with_chosen_stages(x):
-    pyramid = small(features_only=True, out_indices=(0, 2)).eval()
-    assert [m.shape[1] for m in pyramid(x)] == [4, 8]
 
 
 def test_features_only_in_deploy_form(x):
@@ -234,14 +173,6 @@ def test_forward_intermediates(model, x):
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-def test_prune_intermediate_layers(x):
-    model = randomize(small())
-    expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
-    assert model.prune_intermediate_layers([1]) == [1]
-    assert len(model.stages) == 2
-    assert_same(model(x), expected)
-
-
 def test_torchscript(model, x):
     for form in (model, repmlp.reparameterize(model)):
         assert_same(torch.jit.script(form)(x), form(x))
@@ -261,12 +192,6 @@ def test_fx_in_training(row, x):
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
-def test_torchvisions_feature_extractor(model, x):
-    _, nodes = get_graph_node_names(model)
-    extractor = create_feature_extractor(model, [nodes[-1]])
-    assert_same(extractor(x)[nodes[-1]], model(x))
-
-
 def test_meta_device(row, model):
     on_meta = small(row, device="meta")
     assert {t.device.type for t in on_meta.state_dict().values()} == {"meta"}
@@ -274,19 +199,6 @@ def test_meta_device(row, model):
     repmlp.reparameterize(on_meta, inplace=True)
     shapes = {name: t.shape for name, t in on_meta.state_dict().items()}
     assert shapes == {name: t.shape for name, t in repmlp.reparameterize(model).state_dict().items()}
-
-
-def test_channels_last(model, x):
-    expected = model(x)
-    y = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert_close(y, expected.detach(), 1e-5)
-    assert_close(repmlp.reparameterize(model)(x), expected.detach(), 1e-5)
-
-
-def test_dtype(row, x):
-    model = small(row, dtype=torch.bfloat16)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_checkpointing_changes_no_output_and_no_gradient(row, x):
@@ -300,20 +212,6 @@ def test_checkpointing_changes_no_output_and_no_gradient(row, x):
         y.square().sum().backward()
     for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert_close(b.grad, a.grad, 1e-5)
-
-
-def test_checkpointing_changes_no_feature_map(model, x):
-    maps = model.forward_intermediates(x, intermediates_only=True)
-    model.set_grad_checkpointing()
-    for a, b in zip(maps, model.forward_intermediates(x.requires_grad_(), intermediates_only=True), strict=True):
-        assert_same(a, b)
-
-
-def test_group_matcher_puts_every_parameter_into_a_group(model):
-    for coarse in (False, True):
-        groups = timm.models.group_parameters(model, model.group_matcher(coarse=coarse))
-        assert {name for names in groups.values() for name in names} == {name for name, _ in model.named_parameters()}
-    assert len(groups) == len(channels(model)) + 2  # the stem, the stages, and the head
 
 
 def test_in_chans(row):

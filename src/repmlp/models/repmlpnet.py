@@ -175,7 +175,8 @@ def _cfg(size: int, **kwargs) -> dict:
     return {
         "num_classes": 1000,
         "input_size": (3, size, size),
-        "fixed_input_size": False,  # any multiple of the partitions
+        "fixed_input_size": False,  # it takes any multiple of the partitions, of which this is the smallest:
+        "min_input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
