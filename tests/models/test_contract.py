@@ -188,7 +188,7 @@ def test_every_parameter_is_in_a_group_from_the_stem_to_the_head(name):
 def forms(name: str, **kwargs) -> list[nn.Module]:
     """A small network in training form and, if it has one, in deploy form; in eval mode, with random statistics."""
     model = randomize(small(name, **kwargs))
-    converts = any(repmlp.conversion.convertible_modules(model))
+    converts = repmlp.conversion.needs_reparameterize(model)
     return [model, repmlp.reparameterize(model)] if converts else [model]
 
 
