@@ -76,3 +76,20 @@ def test_shapes_on_the_meta_device():
 
 def test_no_rows_give_no_rows():
     assert grouped_linear(torch.empty(0, 6), torch.empty(2, 5, 3), torch.empty(10)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_form_by_rows_computes_the_same_with_the_same_gradients(groups, bias):
+    x = torch.randn(5, groups * 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(groups, 3, 4, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(groups * 3, dtype=torch.float64, requires_grad=True) if bias else None
+    inputs = [t for t in (x, weight, b) if t is not None]
+    a, c = grouped_linear(x, weight, b), grouped_linear(x, weight, b, by_rows=True)
+    torch.testing.assert_close(a, c)
+    assert c.is_contiguous()
+    gradient = torch.randn_like(a)
+    for one, other in zip(
+        torch.autograd.grad(a, inputs, gradient), torch.autograd.grad(c, inputs, gradient), strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -129,3 +129,52 @@ def test_groups_that_do_not_divide_are_an_error(groups):
         LocalPerceptron(6, 8, (1,), groups)
     with pytest.raises(ValueError, match=message):
         PartitionPerceptron(6, 8, (2, 2), groups)
+
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("gradient_format", FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["LocalPerceptron", "one conv", "PartitionPerceptron"])
+def test_a_part_in_training_has_the_gradients_of_explicit_loops_over_its_groups_in_every_memory_format(
+    name, format, gradient_format
+):
+    build, shape = PARTS[name]
+    part = randomize(build(dtype=torch.float64)).train()
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=FORMATS[format]).requires_grad_()
+    plain = copy.deepcopy(part)
+    x_plain = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+
+    y, expected = part(x), in_training_by_definition(plain, x_plain)
+    gradient = torch.randn(y.shape, dtype=torch.float64)
+    y.backward(gradient.to(memory_format=FORMATS[gradient_format]))
+    expected.backward(gradient)
+    assert_close(y.detach(), expected.detach(), 1e-12)
+    assert_close(x.grad, x_plain.grad, 1e-12)
+    for (key, got), wanted in zip(part.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-10, atol=1e-12, msg=key)
+
+
+def in_training_by_definition(part, x):
+    """Conv or FC, then the normalization of each channel by its own mean and variance, written out."""
+    if isinstance(part, PartitionPerceptron):
+        rows = x.flatten(1).split(part.fc3.weight.shape[2], dim=1)
+        y = torch.cat([row @ weight.T for row, weight in zip(rows, part.fc3.weight, strict=True)], 1)
+        return normalized(y, part.bn).view(len(x), -1, *part.partition_size)
+    return sum(normalized(branch.conv(x), branch.bn) for branch in part.branches.values())
+
+
+def normalized(y, bn):
+    over = [d for d in range(y.dim()) if d != 1]
+    shape = [1, -1, *[1] * (y.dim() - 2)]
+    centered = y - y.mean(over, keepdim=True)
+    scale = bn.weight / (centered.square().mean(over) + bn.eps).sqrt()
+    return centered * scale.view(shape) + bn.bias.view(shape)
+
+
+def test_few_groups_train_as_one_product_each_and_give_bn_a_contiguous_tensor():
+    few, many = GroupedLinear(8, 16, 8, bias=False), GroupedLinear(9, 18, 9, bias=False)
+    assert few.train()(torch.randn(5, 8)).is_contiguous()
+    for layer, x in ((few, torch.randn(5, 8)), (many, torch.randn(5, 9))):
+        assert_close(layer.train()(x).detach(), layer.eval()(x).detach(), 1e-6)

@@ -53,7 +53,7 @@ def test_torchscript(block, x):
 
 def test_torchscript_in_training(block, x):
     expected = copy.deepcopy(block).train()(x)
-    assert_same(torch.jit.script(block.train())(x), expected)
+    assert_close(torch.jit.script(block.train())(x).detach(), expected.detach(), 1e-6)  # convs in another memory format
 
 
 def test_torchscript_checks_the_input(block):

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from ..functional import grouped_linear
 
+#: In training, up to this many groups run as one product each. Evaluation and export always use the batched product,
+#: since they may have few rows, or any number of them.
+MAX_GROUPS_BY_ROWS = 8
+
 
 class GroupedLinear(nn.Module):
     """One FC per group, all at once: ``y = grouped_linear(x, weight, bias)``.
@@ -30,6 +34,7 @@ class GroupedLinear(nn.Module):
             raise ValueError(f"{groups} groups do not divide {in_features} input and {out_features} output features")
         dd = {"device": device, "dtype": dtype}
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
+        self.few_groups = groups <= MAX_GROUPS_BY_ROWS
         self.weight = nn.Parameter(torch.empty(groups, out_features // groups, in_features // groups, **dd))
         self.bias = nn.Parameter(torch.empty(out_features, **dd)) if bias else None
         self.reset_parameters()
@@ -42,7 +47,11 @@ class GroupedLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return grouped_linear(x, self.weight, self.bias)
+        before_norm = self.bias is None  # a layer that a BN follows has no bias
+        return grouped_linear(x, self.weight, self.bias, by_rows=self.training and before_norm and self.few_groups)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, groups={self.groups}, bias={self.bias is not None}"
+
+
+torch.fx.wrap("grouped_linear")  # one node in both modes; it reads the number of groups from a shape

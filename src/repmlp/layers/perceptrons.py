@@ -5,6 +5,7 @@ M = N*P rows, g groups, K kernel size.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,11 +116,13 @@ class LocalPerceptron(nn.Module):
         self.deploy = deploy
 
     def forward(self, x: Tensor) -> Tensor:
+        training = self.training and not self.deploy
+        x = to_channels_last(x, training)
         y: Tensor | None = None
         for branch in self.branches.values():
             y = branch(x) if y is None else y + branch(x)
         assert y is not None
-        return y
+        return to_contiguous(y, training)
 
     def equivalent_conv(self) -> tuple[Tensor, Tensor]:
         """The one kernel (O, C/g, kh, kw), of the largest size, and bias (O) of all branches together.
@@ -147,6 +150,49 @@ class LocalPerceptron(nn.Module):
             parameter.copy_(value)
         self.branches = nn.ModuleDict({f"{self.kernel_size[0]}x{self.kernel_size[1]}": merged})
         self.deploy = True
+
+
+class _ChangeLayout(torch.autograd.Function):
+    """A copy into one memory format, whose gradient is copied into another."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, forward: torch.memory_format, backward: torch.memory_format) -> Tensor:
+        return x.contiguous(memory_format=forward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backward = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.contiguous(memory_format=ctx.backward), None, None
+
+
+def to_channels_last(x: Tensor, training: bool) -> Tensor:
+    """Enter channels_last for training on a CPU, which trains grouped convs of few channels fastest in it.
+
+    Convs and BNs choose their kernels by the layout of the gradient as well as by that of the values, and PyTorch
+    converts no gradient where it converts a value. So the gradient leaves in the contiguous layout explicitly.
+    """
+    if not torch.jit.is_scripting():  # TorchScript compiles nothing below this line
+        if training and x.device.type == "cpu":
+            return _ChangeLayout.apply(x, torch.channels_last, torch.contiguous_format)
+    return x
+
+
+def to_contiguous(y: Tensor, training: bool) -> Tensor:
+    """Leave what :func:`to_channels_last` entered; the gradient enters it here."""
+    if not torch.jit.is_scripting():
+        if training and y.device.type == "cpu":
+            return _ChangeLayout.apply(y, torch.contiguous_format, torch.channels_last)
+    return y
+
+
+# Leaves of a traced graph: an autograd.Function takes no proxy, and both modes have the same nodes.
+torch.fx.wrap("to_channels_last")
+torch.fx.wrap("to_contiguous")
 
 
 def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
