@@ -176,7 +176,7 @@ def to_channels_last(x: Tensor, training: bool) -> Tensor:
     Convs and BNs choose their kernels by the layout of the gradient as well as by that of the values, and PyTorch
     converts no gradient where it converts a value. So the gradient leaves in the contiguous layout explicitly.
     """
-    if not torch.jit.is_scripting():  # TorchScript compiles nothing below this line
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript compiles nothing below)
         if training and x.device.type == "cpu":
             return _ChangeLayout.apply(x, torch.channels_last, torch.contiguous_format)
     return x
@@ -184,7 +184,7 @@ def to_channels_last(x: Tensor, training: bool) -> Tensor:
 
 def to_contiguous(y: Tensor, training: bool) -> Tensor:
     """Leave what :func:`to_channels_last` entered; the gradient enters it here."""
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102
         if training and y.device.type == "cpu":
             return _ChangeLayout.apply(y, torch.contiguous_format, torch.channels_last)
     return y
