@@ -41,9 +41,10 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give every BN statistics and an affine map as far from fresh as training could; returns it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats:
             m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=generator))
             m.running_var.copy_(torch.rand(m.running_var.shape, generator=generator) * 2 + 0.1)
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine:
             with torch.no_grad():
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator))
                 m.bias.copy_(torch.randn(m.bias.shape, generator=generator))

@@ -5,7 +5,7 @@ Importing the package registers its networks in timm: ``timm.create_model("repml
 
 from . import functional, layers, models, official
 from .checkpoint import load_model, save_model
-from .conversion import is_reparameterized, reparameterize
+from .conversion import fold_norms, is_reparameterized, reparameterize
 from .conversion.equivalence import EquivalenceReport, verify
 from .counting import Complexity, complexity
 from .layers import RepMLP
@@ -19,6 +19,7 @@ __all__ = [
     "RepMLP",
     "Resized",
     "complexity",
+    "fold_norms",
     "functional",
     "inject_locality",
     "is_reparameterized",

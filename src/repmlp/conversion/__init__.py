@@ -8,6 +8,7 @@ from .contract import (
     needs_reparameterize,
 )
 from .equivalence import EquivalenceReport, example_inputs, verify
+from .norm_folding import fold_norms
 from .reparameterization import reparameterize
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Reparameterizable",
     "deploy_arguments",
     "example_inputs",
+    "fold_norms",
     "is_reparameterized",
     "iter_reparameterizable",
     "needs_reparameterize",

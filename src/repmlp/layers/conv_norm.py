@@ -71,15 +71,16 @@ class ConvNorm(nn.Module):
 
 
 @torch.no_grad()
-def fold_norm_(conv: nn.Conv2d, norm: Any) -> nn.Identity:
-    """Fold a batch norm into the conv before it, in place; returns what is to stand in the norm's place.
+def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
+    """Fold a batch norm into the conv or linear layer before it, in place; returns the module that replaces the norm.
 
-    Also for pairs that do not live in a :class:`ConvNorm`. Rounded once, to the conv's dtype.
+    Rounded once, to the layer's dtype. A new bias requires a gradient if the weight does.
     """
     scale, shift = norm_scale_shift(norm)
-    bias = torch.empty_like(conv.weight[:, 0, 0, 0])
-    for rows in row_slices(conv.weight):  # float64 takes little memory
-        before = None if conv.bias is None else conv.bias[rows]
-        conv.weight[rows], bias[rows] = fold_norm_after(conv.weight[rows], before, scale[rows], shift[rows])
-    conv.bias = nn.Parameter(bias)
+    bias = layer.weight.new_empty(layer.weight.shape[0])
+    for rows in row_slices(layer.weight):  # slice by slice, to keep the float64 copies small
+        before = None if layer.bias is None else layer.bias[rows]
+        layer.weight[rows], bias[rows] = fold_norm_after(layer.weight[rows], before, scale[rows], shift[rows])
+    requires_grad = (layer.weight if layer.bias is None else layer.bias).requires_grad
+    layer.bias = nn.Parameter(bias, requires_grad=requires_grad)
     return nn.Identity()
