@@ -16,7 +16,7 @@ from common import milliseconds, table, write
 
 from repmlp import RepMLP
 from repmlp.deploy import time_interleaved
-from repmlp.functional import moments_pay
+from repmlp.functional import prefer_moments
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def training_step(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
     difference = ((step("moments") - expected).norm() / expected.norm()).item()
     times = time_interleaved({way: partial(step, way) for way in ("branches", "moments")}, rounds, warmup=1)
     rows, features = batch * (H // h) ** 2, C // g * h * h
-    pays = moments_pay(rows, features, features, (h, h), [(K, K) for K in shape.kernel_sizes])
+    pays = prefer_moments(rows, features, features, (h, h), [(K, K) for K in shape.kernel_sizes])
     return {
         "shape": str(shape),
         "batch": batch,

@@ -8,7 +8,7 @@ from timm.layers import PatchEmbed, to_2tuple
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import nn
 
-from .layers.token_mixing import TokenMixing, attach, local_perceptron_for
+from .layers.token_mixing import TokenMixing, attach_local_perceptron_, build_local_perceptron
 
 #: The FCs of timm's blocks that mix tokens. (A block of another class of the same names is not looked into.)
 TOKEN_MIXING_FCS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -66,11 +66,11 @@ def inject_locality(
     beside = {}  # by the FC, which may have several names
     for name, fc in found.items():
         try:
-            beside[fc] = local_perceptron_for(fc, size, kernels, class_token)
+            beside[fc] = build_local_perceptron(fc, size, kernels, class_token)
         except ValueError as error:
             raise ValueError(f"{name or 'the model'}: {error}") from error
     for fc, local in beside.items():  # no error after the first change
-        attach(fc, local, size, class_token)
+        attach_local_perceptron_(fc, local, size, class_token)
     return model
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import reference
 from compare import assert_close
-from repmlp.functional import conv_taps, covariance, grouped_linear, linear_moments, moments_pay, tap_moments
+from repmlp.functional import covariance, grouped_linear, im2col, linear_moments, patch_moments, prefer_moments
 
 
 def centered(x, groups):
@@ -21,7 +21,7 @@ def conv_moments(x, kernel, groups):
     """Mean and variance (O) of a conv's channels on maps (M, C, h, w), without the conv."""
     size, kernel_size = x.shape[2:], kernel.shape[2:]
     mean, S = centered(x.flatten(1), groups)
-    taps = tap_moments(conv_taps(mean, size, kernel_size), S, size, kernel_size)
+    taps = patch_moments(im2col(mean, size, kernel_size), S, size, kernel_size)
     return linear_moments(kernel.reshape(groups, kernel.shape[0] // groups, -1), *taps)
 
 
@@ -77,7 +77,7 @@ def test_the_moments_of_taps_are_those_of_every_window(conv):
     windows = F.unfold(x, kernel_size, padding=padding).view(M, g, -1, size[0] * size[1])  # (M, g, T, h*w)
     windows = windows.permute(1, 2, 0, 3).flatten(2)  # (g, T, M*h*w)
     rows_mean, S = centered(x.flatten(1), groups)
-    mean, cov = tap_moments(conv_taps(rows_mean, size, kernel_size), S, size, kernel_size)
+    mean, cov = patch_moments(im2col(rows_mean, size, kernel_size), S, size, kernel_size)
     assert_close(mean, windows.mean(2), 1e-12)
     for group, expected in zip(cov, windows, strict=True):
         assert_close(group, torch.cov(expected, correction=0).view_as(group), 1e-12)
@@ -147,12 +147,12 @@ CONVS = [(k, k) for k in (1, 3, 5, 7)]
 )
 def test_moments_pay_on_narrow_maps_with_many_rows(C, h, g, kernel_sizes, rows, pays):
     features = C // g * h * h
-    assert moments_pay(rows, features, features, (h, h), kernel_sizes) == pays
+    assert prefer_moments(rows, features, features, (h, h), kernel_sizes) == pays
 
 
 def test_what_makes_moments_pay():
     def pay(rows=2048, channels=4, kernel_sizes=CONVS):
-        return moments_pay(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)
+        return prefer_moments(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)
 
     assert pay()
     assert not pay(rows=64)

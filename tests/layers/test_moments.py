@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 import reference
 from compare import assert_close, assert_same
 from repmlp import RepMLP
-from repmlp.layers import simulate_int8
+from repmlp.layers import add_fake_quant_hooks
 from weights import randomize
 
 EXAMPLE = {
@@ -70,7 +70,7 @@ def which(block, x, batch_statistics):
     """The way that a step on the partition map ``x`` goes."""
     block = copy.deepcopy(block)
     block.batch_statistics = batch_statistics
-    return "moments" if block._takes_moments(x) else "branches"
+    return "moments" if block._should_use_moments(x) else "branches"
 
 
 # What it computes
@@ -268,7 +268,7 @@ CHANGES = {
     "a parametrized FC3": lambda block: parametrize.register_parametrization(
         block.partition_perceptron.fc3, "weight", Half()
     ),
-    "simulated int8": lambda block: simulate_int8(block, bits=4),
+    "simulated int8": lambda block: add_fake_quant_hooks(block, bits=4),
     "a hook": lambda block: first_branch(block).register_forward_hook(lambda module, args, output: 2 * output),
 }
 

@@ -9,7 +9,7 @@ from torch import nn
 import repmlp
 from compare import assert_close
 from repmlp.functional import fake_quantize, grouped_linear, pad_to_multiple, partition_map, unpartition_map
-from repmlp.layers import RepMLP, RepMLPv2, freeze_norms, simulate_int8
+from repmlp.layers import RepMLP, RepMLPv2, add_fake_quant_hooks, set_bn_eval
 from weights import randomize
 
 BITS = 3  # coarse, so that rounding is not mistaken for an error of arithmetic
@@ -52,9 +52,9 @@ def test_outputs_and_all_gradients_are_those_of_the_rounded_merged_kernel(make):
     expected = rounded_explicitly(block, x)
     gradients = backward(block, expected, x)
     plain = block(x)
-    handles = simulate_int8(block, BITS)
+    handles = add_fake_quant_hooks(block, BITS)
     block.train()
-    freeze_norms(block)
+    set_bn_eval(block)
     output = block(x)
     assert_close(output, expected.detach(), 1e-12)
     assert (output - plain).norm() > 0.01 * plain.norm()
@@ -69,7 +69,7 @@ def test_outputs_and_all_gradients_are_those_of_the_rounded_merged_kernel(make):
 @pytest.mark.parametrize("make", [v1, v2])
 def test_the_converted_block_computes_the_same(make):
     block = make()
-    simulate_int8(block, BITS)
+    add_fake_quant_hooks(block, BITS)
     x = torch.randn(3, 4, 4, 6, dtype=torch.float64)
     with torch.no_grad():
         assert_close(repmlp.reparameterize(block)(x), block(x), 1e-10)
@@ -78,7 +78,7 @@ def test_the_converted_block_computes_the_same(make):
 def test_state_and_copies():
     block = v1()
     keys = list(block.state_dict())
-    simulate_int8(block, BITS)
+    add_fake_quant_hooks(block, BITS)
     assert list(block.state_dict()) == keys
     twin, x = copy.deepcopy(block), torch.randn(1, 4, 4, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_frozen_norms_keep_their_statistics_and_learn_their_weights():
     block = v1()
     before = {name: buffer.clone() for name, buffer in block.named_buffers()}
     block.train()
-    freeze_norms(block)
+    set_bn_eval(block)
     block(torch.randn(3, 4, 4, 6, dtype=torch.float64)).sum().backward()
     assert all(torch.equal(buffer, before[name]) for name, buffer in block.named_buffers())
     assert block.training
@@ -102,4 +102,4 @@ def test_frozen_norms_keep_their_statistics_and_learn_their_weights():
 
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(ValueError, match="no RepMLP block in this Linear"):
-        simulate_int8(nn.Linear(2, 2))
+        add_fake_quant_hooks(nn.Linear(2, 2))

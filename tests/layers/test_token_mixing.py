@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 import reference
 from compare import assert_close, assert_same
 from repmlp.layers import GroupedLinear, TokenMixing
-from repmlp.layers.token_mixing import attach, local_perceptron_for
+from repmlp.layers.token_mixing import attach_local_perceptron_, build_local_perceptron
 from weights import randomize
 
 H, W, T = 3, 4, 12
@@ -33,7 +33,7 @@ KERNELS = (1, 3, (1, 3))
 
 
 def inject(fc, class_token=False, grid=(H, W), kernel_sizes=KERNELS):
-    attach(fc, local_perceptron_for(fc, grid, kernel_sizes, class_token), grid, class_token)
+    attach_local_perceptron_(fc, build_local_perceptron(fc, grid, kernel_sizes, class_token), grid, class_token)
     return fc
 
 

@@ -1,28 +1,28 @@
 """The maths of RepMLP: tensors in, tensors out."""
 
-from .folding import fold_norm_after, fold_norm_before, norm_scale_shift, row_slices, widen
+from .folding import bn_to_affine, fold_bn_into_following, fold_bn_into_preceding, row_slices, to_double
 from .injection import add_conv_to_linear_, conv_to_linear
 from .linear import grouped_linear
-from .moments import conv_taps, covariance, linear_moments, moments_pay, tap_moments
+from .moments import covariance, im2col, linear_moments, patch_moments, prefer_moments
 from .partition import pad_to_multiple, partition_map, unpartition_map
 from .quantization import fake_quantize
 
 __all__ = [
     "add_conv_to_linear_",
-    "conv_taps",
+    "bn_to_affine",
     "conv_to_linear",
     "covariance",
     "fake_quantize",
-    "fold_norm_after",
-    "fold_norm_before",
+    "fold_bn_into_following",
+    "fold_bn_into_preceding",
     "grouped_linear",
+    "im2col",
     "linear_moments",
-    "moments_pay",
-    "norm_scale_shift",
     "pad_to_multiple",
     "partition_map",
+    "patch_moments",
+    "prefer_moments",
     "row_slices",
-    "tap_moments",
+    "to_double",
     "unpartition_map",
-    "widen",
 ]

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: What :func:`moments_pay` knows of the machine, fitted to benchmarks/moments.py: a conv runs as if each of its
+#: What :func:`prefer_moments` knows of the machine, fitted to benchmarks/moments.py: a conv runs as if each of its
 #: groups had at least CHANNELS input channels (fewer do not fill a vector), and making one merged kernel costs, for
 #: each of its numbers, as much as OVERHEAD multiply-adds of a matrix product.
 CHANNELS = 12
 OVERHEAD = 1000
 
 
-def moments_pay(
+def prefer_moments(
     rows: int, inputs: int, outputs: int, size: tuple[int, int], kernel_sizes: Iterable[tuple[int, int]]
 ) -> bool:
     """Whether a training step from moments costs less than one that runs the convs.
@@ -100,7 +100,7 @@ def linear_moments(weight: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Te
     return torch.bmm(weight, mean.unsqueeze(2)).flatten(), variance.clamp_min(0).flatten()
 
 
-def conv_taps(x: Tensor, size: tuple[int, int], kernel_size: tuple[int, int]) -> Tensor:
+def im2col(x: Tensor, size: tuple[int, int], kernel_size: tuple[int, int]) -> Tensor:
     """What a conv's kernel lies on at every pixel of one map per group, zeros outside the map.
 
     Args:
@@ -115,7 +115,7 @@ def conv_taps(x: Tensor, size: tuple[int, int], kernel_size: tuple[int, int]) ->
     return F.unfold(x.view(x.shape[0], -1, *size), kernel_size, padding=(kh // 2, kw // 2))
 
 
-def tap_moments(
+def patch_moments(
     means: Tensor, covariance: Tensor, size: tuple[int, int], kernel_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """The mean and the covariance of a conv's taps over all rows and pixels.
@@ -123,7 +123,7 @@ def tap_moments(
     With the kernel as a weight (g, O/g, T), :func:`linear_moments` then gives the statistics of the conv's channels.
 
     Args:
-        means: the taps of the rows' mean, :func:`conv_taps` of it, (g, T, h*w).
+        means: the taps of the rows' mean, :func:`im2col` of it, (g, T, h*w).
         covariance: of the rows, (g, I, I).
         size: (h, w) of the map.
         kernel_size: (kh, kw).

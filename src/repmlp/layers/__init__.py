@@ -3,10 +3,10 @@
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
-from .quantization_aware import freeze_norms, repmlp_blocks, simulate_int8
+from .quantization_aware import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .repmlp import RepMLP
 from .repmlp_v2 import GlobalPerceptronV2, PartitionPerceptronV2, RepMLPv2
-from .sync_norm import synchronize_norms
+from .sync_norm import convert_sync_batchnorm
 from .token_mixing import TokenMixing
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "RepMLP",
     "RepMLPv2",
     "TokenMixing",
-    "freeze_norms",
-    "repmlp_blocks",
-    "simulate_int8",
-    "synchronize_norms",
+    "add_fake_quant_hooks",
+    "convert_sync_batchnorm",
+    "find_repmlp_blocks",
+    "set_bn_eval",
 ]

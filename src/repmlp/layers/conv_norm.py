@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import fold_norm_after, norm_scale_shift, row_slices
+from ..functional import bn_to_affine, fold_bn_into_preceding, row_slices
 
 
 class ConvNorm(nn.Module):
@@ -59,7 +59,7 @@ class ConvNorm(nn.Module):
         if self.deploy:
             assert self.conv.bias is not None
             return self.conv.weight, self.conv.bias
-        return fold_norm_after(self.conv.weight, self.conv.bias, *norm_scale_shift(self.bn))
+        return fold_bn_into_preceding(self.conv.weight, self.conv.bias, *bn_affine(self.bn))
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -70,17 +70,31 @@ class ConvNorm(nn.Module):
         self.deploy = True
 
 
+def bn_affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """The affine map ``(scale, shift)``, (C) each, that a batch norm computes in eval mode; a frozen one always does.
+
+    Raises:
+        ValueError: if the norm has no running statistics, so that its output depends on the batch.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            f"{norm} keeps no running statistics, so its output depends on the batch and cannot be folded: "
+            f"build it with track_running_stats=True"
+        )
+    return bn_to_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
 @torch.no_grad()
 def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
     """Fold a batch norm into the conv or linear layer before it, in place; returns the module that replaces the norm.
 
     Rounded once, to the layer's dtype. A new bias requires a gradient if the weight does.
     """
-    scale, shift = norm_scale_shift(norm)
+    scale, shift = bn_affine(norm)
     bias = layer.weight.new_empty(layer.weight.shape[0])
     for rows in row_slices(layer.weight):  # slice by slice, to keep the float64 copies small
         before = None if layer.bias is None else layer.bias[rows]
-        layer.weight[rows], bias[rows] = fold_norm_after(layer.weight[rows], before, scale[rows], shift[rows])
+        layer.weight[rows], bias[rows] = fold_bn_into_preceding(layer.weight[rows], before, scale[rows], shift[rows])
     requires_grad = (layer.weight if layer.bias is None else layer.bias).requires_grad
     layer.bias = nn.Parameter(bias, requires_grad=requires_grad)
     return nn.Identity()

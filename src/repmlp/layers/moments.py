@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import (
-    conv_taps,
     conv_to_linear,
     covariance,
     grouped_linear,
+    im2col,
     linear_moments,
-    moments_pay,
-    tap_moments,
+    patch_moments,
+    prefer_moments,
 )
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
@@ -46,7 +46,7 @@ def check_batch_statistics(batch_statistics: str) -> None:
         raise ValueError(f"unknown batch_statistics {batch_statistics!r}: use {', '.join(BATCH_STATISTICS)}")
 
 
-def takes_moments(
+def should_use_moments(
     batch_statistics: str, x: Tensor, partition: PartitionPerceptron, local: LocalPerceptron | None
 ) -> bool:
     """Whether a training step on the partition map ``x`` (M, C, h, w) is to be computed from its moments.
@@ -68,7 +68,7 @@ def takes_moments(
         return True
     _, Q, I = partition.fc3.weight.shape
     kernel_sizes = [m.kernel_size for m in modules if isinstance(m, nn.Conv2d)]
-    return moments_pay(M, I, Q, partition.partition_size, kernel_sizes)  # type: ignore[arg-type]
+    return prefer_moments(M, I, Q, partition.partition_size, kernel_sizes)  # type: ignore[arg-type]
 
 
 def _is_plain(module: Any) -> bool:
@@ -103,8 +103,8 @@ def forward_from_moments(x: Tensor, partition: PartitionPerceptron, local: Local
         bias = norm.bias.to(x.dtype).view(g, O // g, pixels)  # x is centered: that is all of it
 
         if local is not None:
-            taps = conv_taps(mean, size, local.kernel_size)  # (g, T, h*w)
-            tap_mean, tap_covariance = tap_moments(taps, S, size, local.kernel_size)  # (g, T), (g, T, T)
+            taps = im2col(mean, size, local.kernel_size)  # (g, T, h*w)
+            tap_mean, tap_covariance = patch_moments(taps, S, size, local.kernel_size)  # (g, T), (g, T, T)
             kernel = torch.zeros_like(tap_mean[:, None])  # (g, 1, T), to become (g, O/g, T)
             branch: Any
             for branch in local.branches.values():

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, conv_to_linear, fold_norm_before, norm_scale_shift, row_slices, widen
-from .conv_norm import ConvNorm
+from ..functional import add_conv_to_linear_, conv_to_linear, fold_bn_into_following, row_slices, to_double
+from .conv_norm import ConvNorm, bn_affine
 from .grouped_linear import GroupedLinear
 
 
@@ -65,10 +65,10 @@ class GlobalPerceptron(nn.Module):
         """Fold BN into FC1, in place. Does nothing if that is done already."""
         if self.deploy:
             return
-        scale, shift = (t.repeat_interleave(self.partitions) for t in norm_scale_shift(self.bn))  # (C*P)
+        scale, shift = (t.repeat_interleave(self.partitions) for t in bn_affine(self.bn))  # (C*P)
         weight, bias = self.fc1.weight, self.fc1.bias
         for rows in row_slices(weight):  # float64 takes little memory
-            weight[rows], bias[rows] = fold_norm_before(weight[rows], bias[rows], scale, shift)
+            weight[rows], bias[rows] = fold_bn_into_following(weight[rows], bias[rows], scale, shift)
         self.bn = nn.Identity()
         self.deploy = True
 
@@ -252,12 +252,12 @@ class PartitionPerceptron(nn.Module):
         if self.deploy:
             assert self.fc3.bias is not None
             return self.fc3.weight, self.fc3.bias
-        scale, shift = self._norm_scale_shift()
-        weight = widen(self.fc3.weight) * scale.view(self.groups, -1, 1)
+        scale, shift = self._bn_affine()
+        weight = to_double(self.fc3.weight) * scale.view(self.groups, -1, 1)
         if local is not None:
             kernel, bias = local.equivalent_conv()
-            weight = weight + conv_to_linear(widen(kernel), self.partition_size, self.groups)
-            shift = shift + self._per_pixel(widen(bias))
+            weight = weight + conv_to_linear(to_double(kernel), self.partition_size, self.groups)
+            shift = shift + self._per_pixel(to_double(bias))
         return weight.to(self.fc3.weight.dtype), shift.to(self.fc3.weight.dtype)
 
     @torch.no_grad()
@@ -268,16 +268,16 @@ class PartitionPerceptron(nn.Module):
         """
         if self.deploy:
             return
-        scale, shift = self._norm_scale_shift()
+        scale, shift = self._bn_affine()
         kernel = None
         if local is not None:
             kernel, bias = local.equivalent_conv()
-            kernel = widen(kernel)  # (O, C/g, kh, kw)
-            shift = shift + self._per_pixel(widen(bias))
+            kernel = to_double(kernel)  # (O, C/g, kh, kw)
+            shift = shift + self._per_pixel(to_double(bias))
         O, I = self.out_channels, self.fc3.weight.shape[2]
         weight = self.fc3.weight.view(O, -1, I)  # (O, h*w, C/g*h*w): the rows of an output channel, whatever its group
         for channels in row_slices(weight):
-            merged = widen(weight[channels]) * scale.view(O, -1, 1)[channels]
+            merged = to_double(weight[channels]) * scale.view(O, -1, 1)[channels]
             if kernel is not None:
                 add_conv_to_linear_(merged.view(1, -1, I), kernel[channels], self.partition_size)
             weight[channels] = merged
@@ -285,9 +285,9 @@ class PartitionPerceptron(nn.Module):
         self.bn = nn.Identity()
         self.deploy = True
 
-    def _norm_scale_shift(self) -> tuple[Tensor, Tensor]:
+    def _bn_affine(self) -> tuple[Tensor, Tensor]:
         """The affine map of the BN, (O*h*w) each."""
-        return norm_scale_shift(self.bn)
+        return bn_affine(self.bn)
 
     def _per_pixel(self, bias: Tensor) -> Tensor:
         """What is the same at every pixel, as a conv's bias (O): (O*h*w)."""

@@ -25,11 +25,11 @@ from .repmlp import RepMLP
 from .repmlp_v2 import RepMLPv2
 
 
-def simulate_int8(model: nn.Module, bits: int = 8) -> list[RemovableHandle]:
+def add_fake_quant_hooks(model: nn.Module, bits: int = 8) -> list[RemovableHandle]:
     """From now on all RepMLP blocks of ``model`` compute as if FC3, merged, had been rounded to integers.
 
     Symmetric, one scale per group and output of FC3 (:func:`~repmlp.functional.fake_quantize`). For
-    training, freeze the batch norms (:func:`freeze_norms`): the kernel is merged with their running
+    training, freeze the batch norms (:func:`set_bn_eval`): the kernel is merged with their running
     statistics. Parameters and state dict stay what they are, and a block may be converted meanwhile.
 
     Args:
@@ -44,11 +44,11 @@ def simulate_int8(model: nn.Module, bits: int = 8) -> list[RemovableHandle]:
     """
     return [
         block.partition_perceptron.register_forward_hook(partial(_add_rounding_error, block, bits))
-        for block in repmlp_blocks(model)
+        for block in find_repmlp_blocks(model)
     ]
 
 
-def repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
+def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
     """The blocks that have an FC3.
 
     Raises:
@@ -70,7 +70,7 @@ def _add_rounding_error(
     return output + grouped_linear(m.flatten(1), error).view_as(output)  # (M, O, h, w)
 
 
-def freeze_norms(model: nn.Module) -> None:
+def set_bn_eval(model: nn.Module) -> None:
     """Put all batch norms into eval mode: from now on they are the affine maps that a conversion folds.
 
     Their weights and biases still learn. ``model.train()`` undoes it.

@@ -11,7 +11,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..functional import pad_to_multiple, partition_map, unpartition_map
-from .moments import check_batch_statistics, forward_from_moments, takes_moments
+from .moments import check_batch_statistics, forward_from_moments, should_use_moments
 from .perceptrons import GlobalPerceptron, LocalPerceptron, PartitionPerceptron
 
 
@@ -97,7 +97,7 @@ class RepMLP(nn.Module):
         if self.global_perceptron is not None:
             x = self.global_perceptron(x)  # (N, C, H, W)
         m = partition_map(x, self.partition_size)  # (N*P, C, h, w)
-        if self.training and not torch.jit.is_scripting() and self._takes_moments(m):
+        if self.training and not torch.jit.is_scripting() and self._should_use_moments(m):
             y = self._forward_from_moments(m)  # (N*P, O, h, w)
         else:
             y = self.partition_perceptron(m)  # (N*P, O, h, w)
@@ -106,8 +106,8 @@ class RepMLP(nn.Module):
         return unpartition_map(y, self.feature_size)  # (N, O, H, W)
 
     @torch.jit.unused
-    def _takes_moments(self, m: Tensor) -> bool:
-        return takes_moments(self.batch_statistics, m, self.partition_perceptron, self.local_perceptron)
+    def _should_use_moments(self, m: Tensor) -> bool:
+        return should_use_moments(self.batch_statistics, m, self.partition_perceptron, self.local_perceptron)
 
     @torch.jit.unused
     def _forward_from_moments(self, m: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import norm_scale_shift, partition_map, unpartition_map
+from ..functional import partition_map, unpartition_map
+from .conv_norm import bn_affine
 from .perceptrons import LocalPerceptron, PartitionPerceptron
 
 
@@ -64,8 +65,8 @@ class PartitionPerceptronV2(PartitionPerceptron):
         y = self.fc3(x.flatten(1))  # (M, S*h*w)
         return self.bn(y.view(-1, self.out_channels, h, w))
 
-    def _norm_scale_shift(self) -> tuple[Tensor, Tensor]:
-        scale, shift = norm_scale_shift(self.bn)  # (S)
+    def _bn_affine(self) -> tuple[Tensor, Tensor]:
+        scale, shift = bn_affine(self.bn)  # (S)
         return self._per_pixel(scale), self._per_pixel(shift)
 
 

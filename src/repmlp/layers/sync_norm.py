@@ -2,12 +2,12 @@
 
 from typing import Any, cast
 
+import timm.layers
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 
-def synchronize_norms(model: nn.Module, processes: int, device: torch.device) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module, processes: int, device: torch.device) -> nn.Module:
     """Let every BN of a model take the statistics of the whole batch, whatever part of it each process has.
 
     A block with such a BN computes its branches; it never takes the statistics from moments.
@@ -23,7 +23,7 @@ def synchronize_norms(model: nn.Module, processes: int, device: torch.device) ->
     if processes == 1:
         return model
     if device.type == "cuda":
-        return convert_sync_batchnorm(model)
+        return timm.layers.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):

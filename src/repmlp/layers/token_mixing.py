@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, widen
+from ..functional import add_conv_to_linear_, to_double
 from .grouped_linear import GroupedLinear
 from .perceptrons import LocalPerceptron
 
@@ -24,8 +24,8 @@ from .perceptrons import LocalPerceptron
 class TokenMixing(nn.Module):
     """``FC(x) + sum_K BN(conv_K(x))``, where FC is a layer that was a plain one and will be one again.
 
-    Such a layer is not built but made, by :func:`attach`, of the FC of a network, in its place and with its
-    parameters. A class token in front of the grid's tokens is seen by the FC and not by the convs.
+    A temporary form of a plain FC. Do not construct it: :func:`attach_local_perceptron_` converts an existing FC in
+    place, keeping its parameters. The FC sees a class token in front of the grid's tokens, the convs do not.
 
     Shape: that of the FC, tokens on ``token_axis``: (..., I*T) -> (..., O*T), one more on each side with a class token.
 
@@ -73,11 +73,11 @@ class TokenMixing(nn.Module):
         """
         fc: Any = self
         (H, W), first, local = self.grid, int(self.class_token), self.local_perceptron
-        kernel, bias = (widen(t) for t in local.equivalent_conv())  # (O, I/g, kh, kw), (O)
-        weight = widen(grouped_weight(fc))  # (g, Q, I)
+        kernel, bias = (to_double(t) for t in local.equivalent_conv())  # (O, I/g, kh, kw), (O)
+        weight = to_double(grouped_weight(fc))  # (g, Q, I)
         add_conv_to_linear_(weight[:, first:, first:], kernel, self.grid, local.groups)
         fc.weight.copy_(weight.view_as(fc.weight))
-        fc.bias[first:] = widen(fc.bias[first:]) + bias.repeat_interleave(H * W)
+        fc.bias[first:] = to_double(fc.bias[first:]) + bias.repeat_interleave(H * W)
         del self.local_perceptron, self.grid, self.class_token
         self.deploy = True
         self.__class__ = self.fc_type  # type: ignore[assignment]
@@ -117,7 +117,7 @@ def grouped_weight(fc: Any) -> Tensor:
     return fc.weight.view(groups, len(fc.bias) // groups, -1)
 
 
-def local_perceptron_for(
+def build_local_perceptron(
     fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3), class_token: bool = False
 ) -> LocalPerceptron:
     """A Local Perceptron that fits beside an FC over tokens; it starts as zero, since the weights of its BNs do.
@@ -154,12 +154,14 @@ def local_perceptron_for(
     return local.train(fc.training)
 
 
-def attach(fc: nn.Module, local: LocalPerceptron, grid: tuple[int, int], class_token: bool = False) -> None:
+def attach_local_perceptron_(
+    fc: nn.Module, local: LocalPerceptron, grid: tuple[int, int], class_token: bool = False
+) -> None:
     """Make an FC the layer that computes ``FC(x) + local(x)``, in place: its parameters and their names stay.
 
     Args:
         fc: to change; :meth:`TokenMixing.reparameterize` changes it back.
-        local: made by :func:`local_perceptron_for` for ``fc`` and the same ``grid`` and ``class_token``.
+        local: made by :func:`build_local_perceptron` for ``fc`` and the same ``grid`` and ``class_token``.
     """
     made: Any = fc
     made.grid, made.class_token, made.local_perceptron, made.deploy = grid, class_token, local, False

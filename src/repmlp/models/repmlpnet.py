@@ -22,8 +22,9 @@ from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..functional import fold_norm_before, norm_scale_shift
+from ..functional import fold_bn_into_following
 from ..layers import ConvNorm, RepMLPv2
+from ..layers.conv_norm import bn_affine
 from ._staged import StagedModel
 
 
@@ -54,7 +55,7 @@ class FFN(nn.Module):
         if self.deploy:
             return
         kernel, bias = self.fc1.equivalent_conv()  # (4C, C, 1, 1), (4C)
-        kernel, bias = fold_norm_before(kernel.flatten(1), bias, *norm_scale_shift(self.norm))
+        kernel, bias = fold_bn_into_following(kernel.flatten(1), bias, *bn_affine(self.norm))
         self.fc1.reparameterize()
         assert self.fc1.conv.bias is not None
         self.fc1.conv.weight.copy_(kernel[:, :, None, None])
@@ -64,7 +65,7 @@ class FFN(nn.Module):
         self.deploy = True
 
 
-class Unit(nn.Module):
+class RepMLPNetBlock(nn.Module):
     """``x = x + block(BN(x))``, then ``x = x + FFN(BN(x))``, with stochastic depth on both branches.
 
     The BN before the block stays in deploy form: it scales every channel by its own factor, while
@@ -148,7 +149,7 @@ class RepMLPNet(StagedModel):
             ]
             for _ in range(depth):
                 block = RepMLPv2(c, partition, kernel_sizes, S, global_reduction, pad, deploy, **dd)
-                layers.append(Unit(block, FFN(c, ffn_ratio, deploy, **dd), next(drop_paths), **dd))
+                layers.append(RepMLPNetBlock(block, FFN(c, ffn_ratio, deploy, **dd), next(drop_paths), **dd))
             stages.append(nn.Sequential(*layers))
             self.feature_info.append({"num_chs": c, "reduction": strides[i], "module": f"stages.{i}"})
             before = c

@@ -17,7 +17,7 @@ from timm.utils import distribute_bn
 from repmlp_settings import Train
 
 from ..checkpoint import check_architecture, check_free, load_model, remove, save_model
-from ..layers import freeze_norms, repmlp_blocks, simulate_int8
+from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .evaluation import evaluate, sum_over_processes
 from .records import Epoch, Progress, Run, Step, append_row, keep_rows
 from .setup import OnCheck, Parts, build_parts
@@ -41,7 +41,7 @@ def train(
     runs, state/ holds all that it takes to go on bit for bit: with ``resume`` it does.
 
     With ``qat`` the last epochs are quantization-aware training, as the authors advise it: FC3 as merged
-    is rounded as int8 will round it (:func:`repmlp.layers.simulate_int8`) and batch norms are frozen, so
+    is rounded as int8 will round it (:func:`repmlp.layers.add_fake_quant_hooks`) and batch norms are frozen, so
     that what is trained is what will be deployed. Of these epochs, held-out images see the rounded
     network, and the best is kept. The weights that are written, and tested, are not rounded.
 
@@ -79,7 +79,7 @@ def train(
     progress = Progress(**state["progress"]) if state else Progress()
     parts = build_parts(settings, accelerator, state, on_check)
     if settings.qat:
-        repmlp_blocks(parts.model)  # an error now, not in the last epochs
+        find_repmlp_blocks(parts.model)  # an error now, not in the last epochs
 
     if accelerator.is_main_process:
         if not resumed:
@@ -98,10 +98,10 @@ def train(
                 if not simulated:
                     simulated = True
                     for part in {parts.model, parts.evaluated}:
-                        simulate_int8(part)
+                        add_fake_quant_hooks(part)
                 if epoch == first_qat_epoch:
                     progress.best = -math.inf  # what was best before was not trained for int8
-                freeze_norms(parts.model)
+                set_bn_eval(parts.model)
             started = time.perf_counter() - progress.seconds
             _train_epoch(settings, parts, accelerator, progress, started, stop, on_step)
             progress = _finish_epoch(folder, parts, accelerator, progress, started, on_epoch)

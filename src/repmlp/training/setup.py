@@ -21,7 +21,7 @@ from repmlp_settings import Train
 
 from ..checkpoint import load_model
 from ..data import Batches, ImageData, load_data
-from ..layers import synchronize_norms
+from ..layers import convert_sync_batchnorm
 from ..locality import inject_locality
 from .batches import build_batches, data_config_of
 
@@ -93,7 +93,7 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
     steps = settings.epochs * len(train) // settings.accumulation
 
     if settings.sync_bn:
-        model = synchronize_norms(model, accelerator.num_processes, accelerator.device)
+        model = convert_sync_batchnorm(model, accelerator.num_processes, accelerator.device)
     model = model.to(accelerator.device)
     ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
     # A resumed run keeps its kernel: load_state_dict alone would not tell the loss scaler of the other one.
