@@ -5,11 +5,14 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.levit import Levit
+from timm.models.repvit import RepVit
 from torch import nn
 
 from compare import assert_close, assert_same
 from repmlp import RepMLP, is_reparameterized, reparameterize
-from repmlp.conversion import iter_reparameterizable
+from repmlp.conversion import iter_reparameterizable, needs_reparameterize
 from repmlp.layers import ConvNorm
 from weights import randomize
 
@@ -36,8 +39,20 @@ MODELS = {
     "wrapped": lambda: Wrapper(nn.Sequential(small_block(), ConvNorm(4, 4))),
     "the same block twice": lambda: nn.Sequential(*[small_block()] * 2),
 }
-TIMM = ["mobileone_s0", "repvgg_a0", "repvit_m0_9", "efficientvim_m1", "levit_conv_128s"]
-TIMM_SIZE = {"efficientvim_m1": 224, "levit_conv_128s": 224}
+
+
+def byob(kind):
+    blocks = [ByoBlockCfg(type=kind, d=2, c=8, s=2), ByoBlockCfg(type=kind, d=1, c=12, s=2, gs=4)]
+    return ByobNet(ByoModelCfg(blocks=blocks, stem_type=kind, stem_chs=8), num_classes=5)
+
+
+#: Tiny networks of timm's families. (The fuse of levit and RepViT makes float32 layers, whatever the model's dtype.)
+TIMM = {
+    "mobileone": lambda: byob("one"),
+    "repvgg": lambda: byob("rep"),
+    "repvit": lambda: RepVit(embed_dim=(8, 16), depth=(1, 2), num_classes=5),
+    "levit": lambda: Levit(64, embed_dim=(16, 32), key_dim=8, num_heads=(2, 3), depth=(1, 1), num_classes=5),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -113,21 +128,53 @@ def test_blocks_are_found_by_name_and_not_their_parts():
     assert list(iter_reparameterizable(block)) == [("", block)]
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_blocks_of_timm_are_converted_too(name):
-    model = randomize(timm.create_model(name, num_classes=5)).train()
-    size = TIMM_SIZE.get(name, 32)
-    x = torch.randn(1, 3, size, size)
-    deployed = reparameterize(model)
+@pytest.fixture(params=TIMM)
+def network(request):
+    return randomize(TIMM[request.param]().double())
+
+
+def test_blocks_of_timm_are_converted_in_float64(network):
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    deployed = reparameterize(network)
     assert not norms(deployed)
     assert not any(m.training for m in deployed.modules())
-    assert_close(deployed(x), model.eval()(x).detach(), 1e-4)
-    assert not is_reparameterized(model)
+    assert {t.dtype for t in deployed.parameters()} == {torch.float64}
+    assert_close(deployed(x), network(x).detach(), 1e-12)
+    assert needs_reparameterize(network)
 
 
-@pytest.mark.parametrize("name", ["mobileone_s0", "repvgg_a0", "repvit_m0_9", "efficientvim_m1"])
-def test_is_reparameterized_knows_blocks_of_timm(name):
-    assert is_reparameterized(reparameterize(timm.create_model(name)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_timm_are_rounded_once_to_the_dtype_of_the_model(network, dtype):
+    exact = copy.deepcopy(network.to(dtype)).double()  # the same numbers
+    deployed, expected = reparameterize(network), reparameterize(exact)
+    for a, b in zip(deployed.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert_same(a, b.to(dtype))
+
+
+def test_a_network_of_timm_is_known_to_be_converted_and_is_not_converted_twice(network):
+    once = reparameterize(network)
+    assert is_reparameterized(once)
+    twice = reparameterize(once)
+    assert is_reparameterized(twice)
+    for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True):
+        assert_same(a, b)
+
+
+def test_what_timm_converted_is_known_to_be_converted_if_a_block_is_left():
+    network = timm.utils.reparameterize_model(byob("one"))
+    assert is_reparameterized(network)
+    assert_same(reparameterize(network).head.fc.weight, network.head.fc.weight)
+
+
+def test_in_place_a_block_of_timm_stays_the_same_object_and_so_do_its_other_parts():
+    network = byob("one")
+    block = network.stages[0][1]
+    act, weight = block.act, network.head.fc.weight
+    assert reparameterize(network, inplace=True) is network
+    assert network.stages[0][1] is block
+    assert block.act is act
+    assert network.head.fc.weight is weight
+    assert all(parameter.requires_grad for parameter in network.parameters())  # timm's code detaches them
 
 
 def test_frozen_norms_are_folded_too(x):

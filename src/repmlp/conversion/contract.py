@@ -12,8 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-#: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
-CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
+from .converters import converter, dry_run
 
 
 @runtime_checkable
@@ -38,19 +37,6 @@ class Reparameterizable(Protocol):
         """
 
 
-def converter(module: nn.Module) -> str | None:
-    """Name of the method that converts a module, or None. One that needs arguments does not count."""
-    for name in CONVERTERS:
-        method = getattr(module, name, None)
-        if inspect.ismethod(method):
-            try:
-                inspect.signature(method).bind()
-            except TypeError:
-                continue
-            return name
-    return None
-
-
 def iter_reparameterizable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The outermost blocks of a model, with their names; a model that is a block itself has the name "".
 
@@ -65,7 +51,7 @@ def iter_reparameterizable(model: nn.Module, prefix: str = "") -> Iterator[tuple
 
 def needs_reparameterize(model: nn.Module) -> bool:
     """Whether a block of the model is still in training form, so that :func:`repmlp.reparameterize` would change it."""
-    return not all(_in_deploy_form(block) for _, block in iter_reparameterizable(model))
+    return not all(in_deploy_form(block) for _, block in iter_reparameterizable(model))
 
 
 def is_reparameterized(model: nn.Module) -> bool:
@@ -74,7 +60,9 @@ def is_reparameterized(model: nn.Module) -> bool:
     False for a model that never had a training form. A block that the conversion replaced by a plain layer counts,
     unless timm's own function replaced it: that leaves no trace.
     """
-    return not needs_reparameterize(model) and any(getattr(m, "deploy", False) is True for m in model.modules())
+    blocks = [block for _, block in iter_reparameterizable(model)]
+    was_block = (getattr(module, "deploy", False) is True for module in model.modules())
+    return all(map(in_deploy_form, blocks)) and (bool(blocks) or any(was_block))
 
 
 def deploy_arguments(model: Any) -> dict[str, Any]:
@@ -83,7 +71,13 @@ def deploy_arguments(model: Any) -> dict[str, Any]:
     return {"deploy": True} if takes_deploy and is_reparameterized(model) else {}
 
 
-def _in_deploy_form(block: nn.Module) -> bool:
-    if isinstance(block, Reparameterizable):
-        return all(getattr(module, "deploy", True) for module in block.modules())
-    return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
+def in_deploy_form(block: nn.Module) -> bool:
+    """Whether a block and all blocks in it are in deploy form; a block that does not say so is tried."""
+    return says_deployed(block) or (not hasattr(block, "deploy") and not dry_run(block).changes)
+
+
+def says_deployed(block: nn.Module) -> bool:
+    """Whether a block says that it and all blocks in it are in deploy form."""
+    if getattr(block, "reparam_conv", None) is not None:  # timm's; some of them fail when they are converted again
+        return True
+    return hasattr(block, "deploy") and all(getattr(module, "deploy", True) for module in block.modules())

@@ -1,56 +1,183 @@
 """Training form to deploy form, for any model."""
 
-import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .contract import converter, is_reparameterized, iter_reparameterizable
+from .contract import is_reparameterized, iter_reparameterizable, says_deployed
+from .converters import DryRun, Twin, call_converters, converter, dry_run, replace, storage_of, tensors_of
+from .preparation import copied, ensure_copyable, lost_hooks, package_of, why_not_removable
 
 
 def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Convert every block of a model to deploy form (RepMLP v1, section 3.4).
+    """Convert every block of a model to deploy form (RepMLP v1, section 3.4). Right, or refused with nothing changed.
 
-    The outputs stay what they were in eval mode: :func:`repmlp.verify` measures how exactly. Blocks of timm that can
-    convert themselves are converted too. A model in deploy form stays as it is.
+    Blocks of this package merge in float64, in place, with little memory. Blocks of timm and of other packages convert
+    themselves, each in a float64 copy of itself; its results are rounded once, to the dtype of the block. Parts that
+    such a conversion would get wrong are refused where they show: hooks, replaced layers, a ``forward`` that somebody
+    assigned. What another package's code merges wrongly by itself does not show: use :func:`repmlp.verify`.
+
+    Weights that a layer computes (weight norm, spectral norm, pruning) become plain ones. Weights that the conversion
+    changes are no longer shared with other layers; a block under several names stays one block. New parameters of
+    frozen layers are frozen.
 
     Args:
         model: any module; a single block as well as a whole network.
         inplace: change ``model`` itself; otherwise a copy is converted and ``model`` is untouched.
 
     Returns:
-        The model in deploy form and in eval mode.
+        The model in deploy form and in eval mode. A model in deploy form already stays as it is.
 
     Raises:
-        ValueError: if nothing in the model can be converted.
+        ValueError: if nothing in the model can be converted, or something cannot be converted right.
     """
-    if next(iter_reparameterizable(model), None) is None and not is_reparameterized(model):
+    ensure_copyable(model)
+    model = model if inplace else copied(model)
+    runs = _dry_runs(model)
+    if not runs and not is_reparameterized(model):
         raise ValueError(
             f"nothing to convert: no module of this {type(model).__name__} has a deploy form (repmlp.RepMLP, the "
             f"networks of repmlp, and what repmlp.inject_locality was called on have)"
         )
-    holder = nn.Sequential(model if inplace else copy.deepcopy(model)).eval()
-    for _, block in list(iter_reparameterizable(holder)):
-        new = convert_block(block)
-        new.deploy = True  # type: ignore[assignment]
-        _replace(holder, block, new)
+    holder = nn.Sequential(model)
+    places = Counter(child for module in holder.modules() for child in module._modules.values())
+    storages = Counter(storage_of(t) for module in model.modules() for t in tensors_of(module))
+    for block, run in runs.items():
+        converted = _Conversion(block, run, places, storages).result
+        converted.deploy = True  # type: ignore[assignment]
+        for parent in holder.modules():
+            replace(parent, block, converted)
     return holder[0].eval()
 
 
-def convert_block(block: nn.Module) -> nn.Module:
-    """Call the converters of a block and of all modules in it; returns what takes the block's place, maybe itself."""
-    with torch.no_grad():
-        name = converter(block)
-        result = getattr(block, name)() if name else None
-        new = result if name == "fuse" and isinstance(result, nn.Module) else block
-        for child in dict.fromkeys(new.children()):
-            _replace(new, child, convert_block(child))
-    return new
+def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:
+    """The blocks to convert, each before the blocks that are parts of it under another name.
+
+    Raises:
+        ValueError: if a block cannot be converted right.
+    """
+    blocks = {block: name for name, block in iter_reparameterizable(model) if not says_deployed(block)}
+    runs = {block: dry_run(block) for block in sorted(blocks, key=lambda block: -len(list(block.modules())))}
+    runs = {block: run for block, run in runs.items() if run.changes}
+    lost = []
+    for block, run in runs.items():
+        parts = {part: ".".join(filter(None, (blocks[block], name))) for name, part in block.named_modules()}
+        faults = {**{part: why_not_removable(part, block) for part in run.gone}, **run.faults}
+        for part, fault in faults.items():
+            if fault:
+                raise ValueError(f"cannot convert {_name(parts[part], part)}: it {fault}")
+        if run.error:
+            raise ValueError(f"cannot convert {_name(parts[block], block)}: {run.error!r}") from run.error
+        lost += [(_name(parts[part], part), hooks) for part in run.gone if (hooks := lost_hooks(part))]
+    for name, hooks in lost:
+        warnings.warn(f"the conversion removes {name}, and with it its {hooks}", stacklevel=3)
+    return runs
 
 
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another one's place, under all its names."""
-    for parent in list(root.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+def _name(name: str, module: nn.Module) -> str:
+    return f"{name or 'the model'} ({type(module).__name__})"
+
+
+class _Conversion:
+    """The conversion of one block: done on a twin of it, whose changes are then made to the block itself.
+
+    Attributes:
+        result: what takes the block's place: the block, or the layer that its ``fuse`` returned.
+    """
+
+    def __init__(self, block: nn.Module, run: DryRun, places: Counter[Any], storages: Counter[int]) -> None:
+        self.block, self.places = block, places
+        self.like, self.trains = _reference(list(block.parameters()) or list(block.buffers()))
+        ours = all(package_of(type(module)) == "repmlp" for module in block.modules() if converter(module))
+
+        def own(t: Tensor) -> Tensor:
+            """The tensor itself, to be written in place, unless others would see that."""
+            whole = t.untyped_storage().nbytes() == t.numel() * t.element_size()
+            visible = storages[storage_of(t)] > 1 or not whole or t.is_inference()
+            return t.detach().clone() if visible and id(t) in run.written else t
+
+        device = torch.device("meta" if self.like.is_meta else "cpu")  # float64 is missing on some others
+
+        def wide(t: Tensor) -> Tensor:
+            return t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype, copy=True)
+
+        self.twin = Twin(block, own if ours else wide)
+        self.twin.separate(run.touched)
+        self.before = {id(module): dict(vars(module)) for module in self.twin.block.modules()}
+        with _float64_by_default(), device:
+            converted = call_converters(self.twin.block)
+        self.result = self._restored(converted)
+
+    def _restored(self, module: nn.Module) -> nn.Module:
+        """The original of a module of the twin, changed as it was; a new module stays, and one that others use too."""
+        original = self.twin.modules.get(id(module))
+        like, trains = self.like, self.trains
+        if original is not None and any(p is not None for p in original._parameters.values()):
+            like, trains = _reference([p for p in original._parameters.values() if p is not None])
+        tables = {
+            "_modules": {name: child and self._restored(child) for name, child in module._modules.items()},
+            "_parameters": {name: self._tensor(t, like, trains) for name, t in module._parameters.items()},
+            "_buffers": {name: self._tensor(t, like, trains) for name, t in module._buffers.items()},
+        }
+        before = self.before.get(id(module), {})
+        new = {key: value for key, value in vars(module).items() if key not in before or before[key] is not value}
+        into = module
+        if original is not None:
+            removed = vars(original).keys() - vars(module).keys() - {"_compiled_call_impl"}
+            same = all(_same(vars(original)[key], table) for key, table in tables.items())
+            if same and not new and not removed and type(module) is type(original):
+                return original
+            if original is self.block or self.places[original] < 2:
+                into = original
+                original.__class__ = type(module)  # type: ignore[assignment]
+                for key in removed:
+                    del vars(original)[key]
+                for key, table in vars(module).items():
+                    if key.endswith("_hooks"):
+                        for hook in vars(original)[key].keys() - table.keys():
+                            del vars(original)[key][hook]
+        for key, value in new.items():
+            if key not in tables:
+                vars(into)[key] = self._tensor(value, like, trains) if isinstance(value, Tensor) else value
+        for key, table in tables.items():
+            vars(into)[key].clear()
+            vars(into)[key].update(table)
+        return into
+
+    def _tensor(self, t: Tensor | None, like: Tensor, trains: bool) -> Tensor | None:
+        """The original of a tensor of the twin if it did not change, else the tensor in the dtype of its block."""
+        if t is None:
+            return None
+        original = self.twin.tensors.get(id(t))
+        if original is not None:
+            if t is original or (not t.is_meta and torch.equal(t, original.to(t.device, t.dtype))):
+                return original
+            like, trains = original, original.requires_grad
+        value = t.detach().to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+        return nn.Parameter(value, trains) if isinstance(t, nn.Parameter) else value
+
+
+def _reference(tensors: list[Tensor]) -> tuple[Tensor, bool]:
+    """The largest of some tensors, whose dtype and device new ones take; and whether any of them trains."""
+    like = max(tensors, key=Tensor.numel, default=torch.empty(0))
+    return like, any(t.requires_grad for t in tensors)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """New layers are float64: converters of other packages often do not say which dtype they are to have."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)

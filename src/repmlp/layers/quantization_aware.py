@@ -14,6 +14,7 @@ an FC with the kernel ``fake_quantize(W)`` would give, without a merge that keep
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
     if not blocks:
         raise ValueError(f"there is no RepMLP block in this {type(model).__name__}, so no FC3 to round")
     return blocks
+
+
+def is_rounding_hook(hook: Any) -> bool:
+    """Whether :func:`simulate_int8` registered a hook. It stays right while its block is converted."""
+    return isinstance(hook, partial) and hook.func is _add_rounding_error
 
 
 def _add_rounding_error(

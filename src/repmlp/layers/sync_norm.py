@@ -27,7 +27,7 @@ def convert_sync_batchnorm(model: nn.Module, processes: int, device: torch.devic
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-                setattr(parent, name, _SyncNorm.of(cast(nn.BatchNorm2d, child)))
+                setattr(parent, name, SyncNorm.of(cast(nn.BatchNorm2d, child)))
             elif isinstance(child, nn.modules.batchnorm._BatchNorm):
                 raise ValueError(f"sync_bn knows no {type(child).__name__} on {device.type}: train without it")
     return model
@@ -50,11 +50,11 @@ class _MeanOfProcesses(torch.autograd.Function):
         return _MeanOfProcesses.forward(ctx, grad)
 
 
-class _SyncNorm(nn.modules.batchnorm._BatchNorm):
+class SyncNorm(nn.modules.batchnorm._BatchNorm):
     """BN of the union of all processes' batches, which have the same size."""
 
     @classmethod
-    def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "_SyncNorm":
+    def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncNorm":
         new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         new.load_state_dict(norm.state_dict())
         return new

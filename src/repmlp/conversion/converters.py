@@ -1,0 +1,218 @@
+"""How a block converts itself, and a dry run of it: on a copy on the meta device, to see what a conversion would touch.
+
+A twin is a copy of a block with tensors of our choice: on the meta device for a dry run, in float64 for a conversion by
+code that is not ours, or the block's own tensors.
+"""
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .preparation import make_permanent, package_of, why_not_mergeable
+
+#: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
+CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
+
+
+def converter(module: nn.Module) -> str | None:
+    """Name of the method that converts a module, or None. One that needs arguments does not count."""
+    for name in CONVERTERS:
+        method = getattr(module, name, None)
+        if inspect.ismethod(method):
+            try:
+                inspect.signature(method).bind()
+            except TypeError:
+                continue
+            return name
+    return None
+
+
+def why_not_its_own_converter(cls: type[nn.Module]) -> str | None:
+    """Why a block cannot know how to convert itself: its class overrides the forward of another package's block."""
+    authors = [base for base in cls.__mro__ if any(name in vars(base) for name in CONVERTERS)]
+    newer = cls.__mro__[: cls.__mro__.index(authors[0])]
+    if any("forward" in vars(base) and package_of(base) != package_of(authors[0]) for base in newer):
+        return f"overrides forward, but inherits its conversion from {authors[0].__name__}: override that too"
+    return None
+
+
+@torch.no_grad()
+def call_converters(block: nn.Module) -> nn.Module:
+    """Convert a block and all modules in it; returns what takes its place: what ``fuse`` returns, or the block."""
+    name = converter(block)
+    result = getattr(block, name)() if name else None
+    new = result if name == "fuse" and isinstance(result, nn.Module) else block
+    for child in list(new.children()):
+        converted = call_converters(child)
+        if converted is not child:
+            replace(new, child, converted)
+    return new
+
+
+def replace(parent: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a child of a module in another one's place, under all its names."""
+    for name, child in parent._modules.items():
+        if child is old:
+            parent._modules[name] = new
+
+
+class Twin:
+    """A copy of a block whose tensors are ``tensor(t)`` of the block's, in eval mode, its weights made permanent.
+
+    Attributes:
+        block: the copy.
+        modules, tensors: the originals, by the id of their copy.
+    """
+
+    def __init__(self, block: nn.Module, tensor: Callable[[Tensor], Tensor]) -> None:
+        memo: dict[int, Any] = {}
+        originals: dict[int, Tensor] = {}
+        for module in block.modules():
+            for key, value in vars(module).items():
+                if key.endswith("_hooks"):  # hooks may hold other models: only their table is copied
+                    memo[id(value)] = OrderedDict(value)
+            plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+            for t in (*module._parameters.values(), *module._buffers.values(), *plain):
+                if t is not None and id(t) not in memo:
+                    new = tensor(t)
+                    if isinstance(t, nn.Parameter) and new is not t:
+                        new = nn.Parameter(new, t.requires_grad)
+                    memo[id(t)], originals[id(t)] = new, t
+        self.block = copy.deepcopy(block, memo).eval()
+        self.modules = {id(memo[id(module)]): module for module in block.modules()}
+        self.tensors = {id(memo[key]): t for key, t in originals.items()}
+        self._alive: list[Any] = [memo]  # an id is valid as long as its object lives
+        for module in list(self.block.modules()):
+            make_permanent(module)
+
+    def separate(self, touched: Collection[nn.Module]) -> None:
+        """Give each place in the twin a copy of its own of what is touched, so that nothing is converted twice."""
+        self._separate(self.block, touched, set())
+
+    def _separate(self, module: nn.Module, touched: Collection[nn.Module], seen: set[int]) -> None:
+        for name, t in module._parameters.items():
+            if t is not None and id(t) in seen:
+                module._parameters[name] = new = nn.Parameter(t.detach().clone(), t.requires_grad)
+                self._alive.append(new)
+                if id(t) in self.tensors:
+                    self.tensors[id(new)] = self.tensors[id(t)]
+            seen.add(id(t))
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                self._separate(child, touched, seen)
+            elif child is not None and self.modules[id(child)] in touched:
+                module._modules[name] = copy.deepcopy(child)
+                for new_part, part in zip(module._modules[name].modules(), child.modules(), strict=True):
+                    self._alive.append(new_part)
+                    self.modules[id(new_part)] = self.modules[id(part)]
+                    for a, b in zip(tensors_of(new_part), tensors_of(part), strict=True):
+                        if id(b) in self.tensors:
+                            self.tensors[id(a)] = self.tensors[id(b)]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a conversion would do to a block.
+
+    Attributes:
+        touched: modules of which it reads or writes a tensor, or that it changes, removes or replaces.
+        gone: modules that it removes or replaces.
+        written: ids of the tensors that it writes in place.
+        changes: whether it changes anything: a block in deploy form stays as it is.
+        faults: why modules that it touches do not compute what their parameters say.
+        error: what the converter raised; all else is then unknown, and ``faults`` are those of all modules.
+    """
+
+    touched: tuple[nn.Module, ...] = ()
+    gone: tuple[nn.Module, ...] = ()
+    written: frozenset[int] = frozenset()
+    changes: bool = True
+    faults: Mapping[nn.Module, str] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+def dry_run(block: nn.Module) -> DryRun:
+    """Convert a copy of a block on the meta device, where it takes no memory, or where that fails, on a real copy."""
+    run = _dry_run(block, torch.device("meta"))
+    return _dry_run(block, torch.device("cpu")) if run.error else run  # a converter may need to look at values
+
+
+def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
+    faults: dict[nn.Module, str] = {}
+    try:
+        with device:
+            twin = Twin(block, lambda t: t.detach().to(device, copy=True))
+            modules = list(twin.block.modules())
+            faults = {twin.modules[id(m)]: fault for m in modules if (fault := why_not_mergeable(m, twin.block))}
+            if fault := why_not_its_own_converter(type(twin.block)):
+                faults[block] = fault
+            before = [_State(module) for module in modules]
+            owners = [(storage_of(t), module) for module in modules for t in tensors_of(module)]
+            versions = {id(t): t._version for module in modules for t in tensors_of(module)}
+            with _Reads() as reads:
+                new = call_converters(twin.block)
+    except Exception as error:
+        return DryRun(faults=faults, error=error)
+    stay = {id(module) for module in new.modules()}
+    gone = [module for module in modules if id(module) not in stay]
+    changed = [module for module, state in zip(modules, before, strict=True) if not state.holds_for(module)]
+    read = [module for storage, module in owners if storage in reads.storages]
+    written = [t for module in modules for t in tensors_of(module) if t._version != versions.get(id(t))]
+    touched = tuple(dict.fromkeys(twin.modules[id(module)] for module in (*gone, *changed, *read)))
+    return DryRun(
+        touched=touched,
+        gone=tuple(twin.modules[id(module)] for module in gone),
+        written=frozenset(id(twin.tensors[id(t)]) for t in written if id(t) in twin.tensors),
+        changes=bool(gone or changed),
+        faults={module: fault for module, fault in faults.items() if module in touched},
+    )
+
+
+class _Reads(TorchDispatchMode):
+    """Records the storages of all tensors that are computed with; to detach one from a graph does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (torch.ops.aten.detach.default, torch.ops.aten.detach_.default):
+            for argument in (*args, *(kwargs or {}).values()):
+                tensors = argument if isinstance(argument, list | tuple) else (argument,)
+                self.storages.update(storage_of(t) for t in tensors if isinstance(t, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def storage_of(t: Tensor) -> int:
+    """Identity of the memory of a tensor: views of it have the same."""
+    return t.untyped_storage()._cdata
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a module, without those of its children."""
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+class _State:
+    """What a conversion can change of a module: its class, attributes, tensors and children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.type = type(module)
+        tables = {key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)}
+        self.values = {**vars(module), **{(key, name): v for key, table in tables.items() for name, v in table.items()}}
+        self.versions = [(storage_of(t), t._version) for t in tensors_of(module)]
+
+    def holds_for(self, module: nn.Module) -> bool:
+        now = _State(module)
+        same_values = self.values.keys() == now.values.keys() and all(
+            value is now.values[key] for key, value in self.values.items()
+        )
+        return self.type is now.type and same_values and self.versions == now.versions

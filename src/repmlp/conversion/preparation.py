@@ -1,0 +1,159 @@
+"""What must hold before a conversion: a model that a copy stands for, plain parts, weights that are parameters."""
+
+import copy
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, LayerScale, LayerScale2d, SyncBatchNormAct
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torchvision.ops import FrozenBatchNorm2d
+
+from ..layers import GroupedLinear
+from ..layers.plain import why_not_plain
+from ..layers.quantization_aware import is_rounding_hook
+from ..layers.sync_norm import SyncNorm
+
+#: What holds a model, and the attribute to pass instead of it.
+WRAPPERS: dict[type[nn.Module], str] = {
+    nn.parallel.DistributedDataParallel: "module",
+    nn.DataParallel: "module",
+    torch.optim.swa_utils.AveragedModel: "module",
+    ModelEmaV2: "module",
+    ModelEmaV3: "module",
+}
+#: Layers whose parameters say what they compute. Those that normalize and activate do with an activation of Identity.
+PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    SyncNorm,
+    FrozenBatchNorm2d,
+    BatchNormAct2d,
+    FrozenBatchNormAct2d,
+    SyncBatchNormAct,
+    LayerScale,
+    LayerScale2d,
+    GroupedLinear,
+)
+_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
+#: Packages whose modules without tensors of their own only combine others.
+_PACKAGES = ("torch", "timm", "torchvision", "repmlp")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, which may have computed weights (pruned ones, older norms): PyTorch alone refuses those.
+
+    Raises:
+        ValueError: if the copy would not compute with its own weights.
+    """
+    ensure_copyable(model)
+    values = [value for module in model.modules() for value in vars(module).values()]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, memo)
+
+
+def ensure_copyable(model: nn.Module) -> None:
+    """Raise ValueError unless a deep copy of the model computes with its own weights.
+
+    A copy of an instance's ``forward`` that is a closure still runs the original, and wrappers (DDP, torch.compile,
+    EMA) hold more than a model.
+    """
+    for name, module in model.named_modules():
+        where = f"{name or 'the model'} ({type(module).__name__})"
+        for wrapper, attribute in WRAPPERS.items():
+            if isinstance(module, wrapper):
+                raise ValueError(f"{where} wraps a model: pass the model itself, its attribute {attribute}")
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"{where} is compiled by torch.compile: pass the model itself, its attribute _orig_mod")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
+        forward = vars(module).get("forward")
+        if forward is not None and getattr(forward, "__self__", None) is not module:
+            raise ValueError(
+                f"{where} has a forward that was assigned to it and is not a method of it, so a copy would run the "
+                f"original's: delete it (del module.forward) or move it into a class"
+            )
+
+
+@torch.no_grad()
+def make_permanent(module: nn.Module) -> None:
+    """Turn weights that a module computes (weight norm, spectral norm, orthogonal, pruning) into plain parameters.
+
+    The module is in eval mode; a computed weight is frozen if all that it is computed from is.
+    """
+    before = {id(parameter) for parameter in module.parameters()}
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    if parametrize.is_parametrized(module):
+        # Not remove_parametrizations: it deletes the property of the class, which a deep copy shares with the original.
+        parametrizations: Any = module.parametrizations
+        values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]  # type: ignore[assignment]
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            # prune.remove would write into the parameter, which others may share.
+            original = f"{hook._tensor_name}_orig"
+            module._parameters[original] = nn.Parameter(module._parameters[original].detach())  # type: ignore[union-attr]
+            prune.remove(module, hook._tensor_name)
+    for parameter in module._parameters.values():
+        if parameter is not None and id(parameter) not in before:
+            parameter.requires_grad_(trains)
+
+
+def why_not_mergeable(part: nn.Module, block: nn.Module) -> str | None:
+    """Why a module of a block must not be merged, and what to do; None if its parameters say what it computes.
+
+    Computed weights have been made permanent (:func:`make_permanent`).
+    """
+    if "forward" in vars(part):
+        return "has a forward of its own, which a conversion does not know: delete it (del module.forward)"
+    if part is block:
+        return None
+    has_tensors, package = bool(part._parameters or part._buffers), package_of(type(part))
+    if not has_tensors and package not in (*_PACKAGES, package_of(type(block))):
+        return f"is a {type(part).__name__}, which {type(block).__name__} is not built of: put the original layer back"
+    of_the_block = not has_tensors or type(part).__module__ == type(block).__module__
+    reason = why_not_plain(part, (*PLAIN, type(part)) if of_the_block else PLAIN, is_rounding_hook)
+    if reason == "has a forward hook":
+        return f"{reason}, which a merged layer cannot keep: remove it"
+    if isinstance(part, _WITH_ACTIVATION) and not all(isinstance(child, nn.Identity) for child in part.children()):
+        reason = "has an activation"
+    return reason and f"{reason}: put the original layer back"
+
+
+def why_not_removable(part: nn.Module, block: nn.Module) -> str | None:
+    """Why a module of a block must not be removed or replaced by a conversion, and what to do; or None."""
+    if part is block and (part._forward_hooks or part._forward_pre_hooks):
+        return "has a forward hook, and is replaced by another layer: remove the hook"
+    if isinstance(part, nn.modules.conv._ConvNd) and part.padding_mode != "zeros":
+        return f"pads with {part.padding_mode!r}, which the merged layer would not: use padding_mode='zeros'"
+    return None
+
+
+def lost_hooks(part: nn.Module) -> str:
+    """The kinds of backward and state-dict hooks of a module that is removed, for a warning; "" if it has none."""
+    return ", ".join(
+        key.strip("_").removesuffix("s").replace("_", " ")
+        for key, hooks in vars(part).items()
+        if key.endswith("_hooks") and "forward" not in key and hooks
+    )
+
+
+def package_of(cls: type) -> str:
+    """The top-level package of a class."""
+    return cls.__module__.partition(".")[0]
