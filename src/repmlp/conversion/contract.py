@@ -49,6 +49,16 @@ def iter_reparameterizable(model: nn.Module, prefix: str = "") -> Iterator[tuple
         yield from iter_reparameterizable(child, f"{prefix}.{name}" if prefix else name)
 
 
+def iter_training_forms(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost blocks that do not say that they are in deploy form; also those inside of a block that does."""
+    for name, block in iter_reparameterizable(model, prefix):
+        if getattr(block, "deploy", False) is True:
+            for child_name, child in block.named_children():
+                yield from iter_training_forms(child, f"{name}.{child_name}" if name else child_name)
+        elif not says_deployed(block):
+            yield name, block
+
+
 def needs_reparameterize(model: nn.Module) -> bool:
     """Whether a block of the model is still in training form, so that :func:`repmlp.reparameterize` would change it."""
     return not all(in_deploy_form(block) for _, block in iter_reparameterizable(model))

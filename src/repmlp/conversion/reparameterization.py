@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contract import is_reparameterized, iter_reparameterizable, says_deployed
+from .contract import is_reparameterized, iter_training_forms
 from .converters import DryRun, Twin, call_converters, converter, dry_run, replace, storage_of, tensors_of
 from .preparation import copied, ensure_copyable, lost_hooks, package_of, why_not_removable
 
@@ -61,7 +61,7 @@ def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:
     Raises:
         ValueError: if a block cannot be converted right.
     """
-    blocks = {block: name for name, block in iter_reparameterizable(model) if not says_deployed(block)}
+    blocks = {block: name for name, block in iter_training_forms(model)}
     runs = {block: dry_run(block) for block in sorted(blocks, key=lambda block: -len(list(block.modules())))}
     runs = {block: run for block, run in runs.items() if run.changes}
     lost = []
