@@ -5,9 +5,11 @@ from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
 
+from repmlp import load_model
 from repmlp.ablation import Job, Summary, choose_rows, measure_costs, plan_jobs, sole_writer, summarize
-from repmlp.plot import plot_ablation, plot_curves
+from repmlp.plot import plot_ablation, plot_curves, plot_energy
 from repmlp.training import Stopped
 from repmlp_settings import Ablate, Train
 
@@ -27,15 +29,18 @@ def run(settings: Ablate) -> int:
     if settings.plan:
         show_plan(jobs)
         return 0
+    if settings.table and not any(job.state == "finished" for job in jobs):
+        raise ValueError(f"no run in {output} is finished, so there is nothing to put into a table")
     output.mkdir(parents=True, exist_ok=True)
-    failed = train_all(jobs)
+    failed = [] if settings.table else train_all(jobs)
     with sole_writer(output):
         say("measuring the networks")
         summary = summarize(jobs, recipe, output)
         summary.write(output)
         plot_ablation(summary, output / "ablation.png")
+        plot_energy(trained_networks(jobs), output / "energy.png", {job.row.name: job.row.title for job in jobs})
     show(summary)
-    say(f"wrote {output}/ablation.md, ablation.json and ablation.png")
+    say(f"wrote {output}/ablation.md, ablation.json, ablation.png and, for networks with an FC3, energy.png")
     return 1 if failed else 0
 
 
@@ -82,6 +87,12 @@ def train_all(jobs: list[Job]) -> list[Job]:
         if done:
             plot_curves(job.folder / "metrics.csv", job.folder / "curves.png")
     return failed
+
+
+def trained_networks(jobs: list[Job]) -> dict[str, nn.Module]:
+    """The network of each row's first finished seed, in training form."""
+    folders = {job.row.name: job.folder for job in reversed(jobs) if job.state == "finished"}
+    return {name: load_model(folder) for name, folder in folders.items()}
 
 
 def show(summary: Summary) -> None:

@@ -21,6 +21,7 @@ class Ablate:
         epochs: Passes over the training images, in place of the recipe's.
         batch_size: Images per step of the optimizer, in place of the recipe's.
         cpu: Use the CPU even if there is a GPU.
+        table: Only make the table again from the runs that are finished, and name the others; trains nothing.
         plan: Only print what is left to run, and how long it will take by a few measured steps; writes nothing.
     """
 
@@ -34,4 +35,5 @@ class Ablate:
     epochs: int | None = None
     batch_size: int | None = None
     cpu: bool = False
+    table: bool = False
     plan: bool = False

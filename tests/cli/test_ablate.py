@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import yaml
 
@@ -48,8 +49,8 @@ def test_the_whole_ablation(folder):
             test = json.loads((folder / line["name"] / f"seed-{seed}" / "test.json").read_text())
             assert line["accuracies"][seed] == 100 * test["correct"] / test["images"]  # the forms agree on every image
     assert told["missing"] == []
-    assert matplotlib.image.imread(folder / "ablation.png").shape[2] == 4
-    assert matplotlib.image.imread(folder / "conv9" / "seed-1" / "curves.png").shape[2] == 4
+    for image in ("ablation.png", "energy.png", "conv9/seed-1/curves.png"):
+        assert len(np.unique(matplotlib.image.imread(folder / image).reshape(-1, 4), axis=0)) > 10  # it is not blank
     assert "| Wide ConvNet |" in (folder / "ablation.md").read_text()
 
 
@@ -184,3 +185,19 @@ def test_seeds_by_the_state_of_their_runs(tmp_path):
     (tmp_path / "conv9" / "seed-4" / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "conv9" / "seed-4" / "metrics.csv").write_text("epoch\n1\n")
     assert states(jobs) == "0, 2 new; 4 interrupted after 1 of 1 epochs"
+
+
+def test_a_table_of_unfinished_runs_trains_nothing_and_names_them(folder, recipe, capsys):
+    before = times(folder)
+    assert main(["ablate", recipe, str(folder), "--seeds", "0,1,2", "--rows", "pure-mlp,conv9", "--table"]) == 0
+    assert times(folder) == before
+    assert "Not finished, and not in the table: pure-mlp/seed-2, conv9/seed-2." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert json.loads((folder / "ablation.json").read_text())["missing"] == ["pure-mlp/seed-2", "conv9/seed-2"]
+
+
+def test_a_table_of_nothing_is_refused(recipe, tmp_path, capsys):
+    assert main(["ablate", recipe, str(tmp_path / "new"), "--table"]) == 2
+    assert "is finished" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -2,7 +2,8 @@
 
 from .ablation import plot_ablation
 from .curves import plot_curves
+from .energy import plot_energy
 from .fc3 import plot_fc3
 from .token_mixing import plot_token_mixing
 
-__all__ = ["plot_ablation", "plot_curves", "plot_fc3", "plot_token_mixing"]
+__all__ = ["plot_ablation", "plot_curves", "plot_energy", "plot_fc3", "plot_token_mixing"]
