@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..functional import widen
+from ..functional import to_double
 from ..layers import RepMLP
 from .ablation import COLORS
 
@@ -26,7 +26,7 @@ def energy_within(weight: Tensor, partition_size: tuple[int, int]) -> Tensor:
         (max(h, w)), in float64: the share within distance 0, 1, ...; the last one is 1.
     """
     h, w = partition_size
-    fc3 = widen(weight).view(weight.shape[0], -1, h, w, weight.shape[2] // (h * w), h, w)
+    fc3 = to_double(weight).view(weight.shape[0], -1, h, w, weight.shape[2] // (h * w), h, w)
     energy = fc3.square().sum((0, 1, 4))  # (y, x, y', x')
     y, x = (torch.arange(n, device=weight.device) for n in (h, w))
     dy, dx = (y[:, None] - y).abs(), (x[:, None] - x).abs()  # (y, y'), (x, x')
