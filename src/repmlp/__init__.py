@@ -6,7 +6,8 @@ Importing the package registers its networks in timm: ``timm.create_model("repml
 from . import functional, layers, models, official
 from .checkpoint import load_model, save_model
 from .conversion import fold_norms, is_reparameterized, reparameterize
-from .conversion.equivalence import EquivalenceReport, verify
+from .conversion.equivalence import verify
+from .conversion.report import EquivalenceReport
 from .counting import Complexity, complexity
 from .layers import RepMLP
 from .locality import inject_locality

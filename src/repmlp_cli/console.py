@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from repmlp.conversion.equivalence import EquivalenceReport
+from repmlp.conversion.report import HEADER, EquivalenceReport
 from repmlp.training import Epoch, Step
 
 console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first speaks
@@ -33,8 +33,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def print_report(report: EquivalenceReport) -> None:
-    header = ("block", "max abs", "relative", "max abs (float64)", "relative (float64)")
-    table(f"Errors in {report.dtype}, and with the same weights in float64", header, list(report.rows()))
+    """Print the rows of a report as a table, and its verdict."""
+    table(f"Deviations in {report.dtype}, and with the same weights in float64", HEADER, list(report.rows()))
     say(f"[bold {'green' if report else 'red'}]{report.verdict()}[/]")
 
 

@@ -71,7 +71,7 @@ def compare(forms, images, loader, report) -> None:
     error = report.network.native
     rows = [
         ["test accuracy", *(f"{score.accuracy:.2%} ({score.correct}/{score.images})" for score in scores)],
-        ["same predictions", "", f"{report.agree} of {report.images}"],
+        ["same predictions", "", f"{report.num_agree} of {report.num_images}"],
         ["max error of a logit", "", f"{error.maximum:.1e} (relative {error.relative:.1e})"],
         ["parameters", *(f"{count.params:,}" for count in counts)],
         ["MACs per image", *(f"{count.macs:,}" for count in counts)],

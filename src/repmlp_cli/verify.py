@@ -3,12 +3,16 @@
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from torch import Tensor
 
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
 from repmlp.data import load_data
+from repmlp.files import atomic_file
 from repmlp.training import build_test_loader
 from repmlp_settings import Verify
 
@@ -16,19 +20,47 @@ from .console import print_report, say
 
 
 def run(settings: Verify) -> int:
+    if settings.images < 1:
+        raise ValueError(f"--images is {settings.images}: compare on one image or more")
     a = load_model(settings.a)
     if settings.b is None and is_reparameterized(a):
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
     b = load_model(settings.b) if settings.b else reparameterize(a)
     if settings.data:
-        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
-        loader = build_test_loader(a, data, batch_size=1)
-        inputs = torch.cat([image for image, _ in islice(loader, settings.images)])
+        inputs = test_images(a, settings.images, settings.data, settings.data_root, settings.bad_images)
     else:
-        inputs = example_inputs(a, settings.images)
+        inputs = inputs_for(settings.a, a, settings.images)
     report = verify(a, b, inputs, settings.tolerance)
     print_report(report)
     if settings.json:
-        Path(settings.json).write_text(json.dumps(report.to_dict(), indent=2))
+        with atomic_file(settings.json) as file:
+            file.write_text(json.dumps(report.to_dict(), indent=2))
         say(f"wrote {settings.json}")
     return 0 if report else 1
+
+
+def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
+    """Random images, and as many test images of the data set that a run was trained on, if it is there.
+
+    Args:
+        folder: a run folder, or any other model folder: for that the images are random.
+        model: that was loaded from it.
+    """
+    random, config = example_inputs(model, images), Path(folder) / "config.yaml"
+    if not config.is_file():
+        return random
+    settings = yaml.safe_load(config.read_text())
+    try:
+        own = test_images(
+            model, images, settings["data"], settings.get("data_root"), settings.get("bad_images", "stop")
+        )
+    except (FileNotFoundError, ImportError):  # trained elsewhere
+        return random
+    say(f"compared on {len(own)} test images of {settings['data']} and {images} random ones")
+    return torch.cat([own, random])
+
+
+def test_images(model: Any, images: int, data: str, data_root: str | None, bad_images: Any) -> Tensor:
+    """The first test images of a data set, as the model wants them."""
+    loader = build_test_loader(model, load_data(data, data_root, bad_images=bad_images), batch_size=1)
+    return torch.cat([image for image, _ in islice(loader, images)])

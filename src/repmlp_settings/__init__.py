@@ -38,11 +38,12 @@ class Verify:
     Args:
         a: Model folder or run folder, the reference.
         b: Model folder to compare; by default the one that this command converts in memory.
-        images: Compare on this many test images of --data; without data, on random ones.
+        images: Compare on this many test images of --data; without --data, on this many random ones and, if `a` is
+            a run folder whose data set is there, on as many of its test images.
         data: Data set to take images from; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
-        tolerance: Largest relative error; by default that of the weights' dtype.
+        tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
         json: Write the report to this file.
     """
 

@@ -7,14 +7,19 @@ from .contract import (
     iter_reparameterizable,
     needs_reparameterize,
 )
-from .equivalence import EquivalenceReport, example_inputs, verify
+from .equivalence import example_inputs, verify
 from .norm_folding import fold_norms
 from .reparameterization import reparameterize
+from .report import BlockDeviation, EquivalenceReport
+from .rounding import Deviation, deviation
 
 __all__ = [
+    "BlockDeviation",
+    "Deviation",
     "EquivalenceReport",
     "Reparameterizable",
     "deploy_arguments",
+    "deviation",
     "example_inputs",
     "fold_norms",
     "is_reparameterized",

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion import needs_reparameterize
-from ..conversion.equivalence import TOLERANCES, _error, example_inputs
+from ..conversion import deviation, example_inputs, needs_reparameterize
 from ..files import atomic_file, ensure_can_write
 from .runtime import INPUT, METADATA, OUTPUT, SUFFIXES, describe, format_of, load_exported, reason, require
 
@@ -46,7 +45,7 @@ def export(
     format: str | None = None,
     opset: int | None = None,
     images: Tensor | None = None,
-    tolerance: float = TOLERANCES[torch.float32],
+    tolerance: float = 1e-4,
     overwrite: bool = False,
 ) -> Exported:
     """Write a network for another engine; the file is there only if it gives what the network gives.
@@ -140,7 +139,7 @@ def compare(model: nn.Module, exported: nn.Module, images: Tensor | None = None)
                 output = exported(x)
             except Exception as error:  # of whatever engine
                 raise ValueError(f"the exported network does not run on {name}: {reason(error)}") from error
-            errors[name] = _error(model(x), output).relative
+            errors[name] = deviation(model(x), output).relative
     return errors
 
 

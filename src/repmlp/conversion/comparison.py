@@ -1,0 +1,253 @@
+"""Compare two models module by module: which differences in their weights a larger module makes up for, and which not.
+
+The walk goes from the leaves up. A module whose weights differ is compared on its own if it is the only one; modules
+that differ together (a conv and the norm that was folded into it) are compared as the smallest module, or chain of
+modules, that holds them all. Once that is equal on random inputs, they count as explained.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .contract import iter_reparameterizable
+from .differences import find_differences, paired_modules, translate
+from .probing import GROUPS, MIN_SAMPLES, PROFILES, Calls, Probes, record_calls
+from .report import BlockDeviation, is_equal
+from .rounding import LIMIT, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
+
+#: Beyond this relative deviation a group of modules is not examined further while a larger one may make up for it.
+_HOPELESS = 0.1
+
+
+@dataclass
+class Open:
+    """Modules that differ, with nothing so far that makes up for it.
+
+    Attributes:
+        names: of one module, or of several called in a row.
+        closed: whether they hold all that belongs together, so that the error is theirs: not a conv that has taken up
+            a norm next to it.
+        row: their comparison, if it is made.
+    """
+
+    names: tuple[str, ...]
+    closed: bool
+    row: BlockDeviation | None = None
+
+
+class Comparison:
+    """Two models, in their own dtype, in float64, and in float64 with their weights rounded once at random.
+
+    Args:
+        a, b: in eval mode.
+        names: names in ``b`` of modules of ``a``, where they differ.
+        tolerance: largest relative deviation; by default :data:`LIMIT` decides.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module, names: Mapping[str, str], tolerance: float | None) -> None:
+        self.native = (a, b)
+        self.wide = (wide_copy(a), wide_copy(b))
+        self.rounded = (rounded_copy(a, 0), rounded_copy(b, 1))
+        self.names, self.tolerance = names, tolerance
+        self.pairs = paired_modules(a, b, names)
+        self.differences = find_differences(self.pairs)
+        self.blocks = {name for name, _ in iter_reparameterizable(a) if name in self.pairs}
+        self.calls = (Calls(), Calls())
+        self.rows: dict[str, BlockDeviation] = {}
+        self.whole = False  # whether a difference is explained by the whole network only
+
+    def network(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tally, Any, Any]:
+        """Compare the whole models on given inputs, and record how their modules are called."""
+        ours = {name: self.wide[0].get_submodule(name) for name in self.pairs}
+        theirs = {name: self.wide[1].get_submodule(translate(name, self.names)) for name in self.pairs}
+        with record_calls(ours) as calls_a:
+            a = self.wide[0](*args, **kwargs)
+        with record_calls(theirs) as calls_b:
+            b = self.wide[1](*args, **kwargs)
+        self.calls = (calls_a, calls_b)
+        tally = Tally()
+        tally.add(a, b, [(a, self.rounded[0](*args, **kwargs)), (b, self.rounded[1](*args, **kwargs))])
+        return tally, a, b
+
+    def modules(self) -> dict[str, BlockDeviation]:
+        """Rows of the blocks, and of what else had to be compared, by name, in the order of the first call."""
+        for left in self._visit("", inside=False):
+            row = left.row or self._probe(left.names)
+            if row is not None and not is_equal(row, self.tolerance):
+                self.rows[left.names[0]] = row
+        order = {name: place for place, name in enumerate(self.calls[0].arguments)}
+        return dict(sorted(self.rows.items(), key=lambda item: order.get(item[0], 0)))
+
+    def _visit(self, name: str, inside: bool) -> list[Open]:
+        """What differs in a module and is not explained in it.
+
+        Args:
+            inside: whether the module is part of a block, whose row then speaks for it.
+        """
+        module, own, is_block = self.pairs[name][0], self.differences.get(name), name in self.blocks
+        still: list[Open] = []
+        for key, _ in module.named_children():
+            child = f"{name}.{key}".removeprefix(".")
+            if child in self.pairs:
+                still += self._visit(child, inside or is_block)
+        if own is not None and own.weights and not _has_children(*self.pairs[name]):
+            return [Open((name,), closed=not own.structure)]
+        still = self._explain_chains(name, still, inside)
+        if name not in self.calls[0].arguments:
+            return still + ([Open((name,), closed=False)] if own is not None else [])
+        together = (own is not None and own.weights) or len(still) > 1 or any(not self._called(o) for o in still)
+        if not (together or is_block or own is not None):
+            return still
+        row = self._probe((name,), final=is_block)
+        equal = row is not None and is_equal(row, self.tolerance)
+        if row is not None and (is_block or (equal and not inside and together)):
+            self.rows[name] = row
+        if equal:
+            if not (together or is_block):
+                return still
+            self.whole |= not name and not is_block
+            return []
+        if still and all(o.closed for o in still) and not (own is not None and own.weights):
+            return still
+        return [Open((name,), closed=True, row=row)]
+
+    def _explain_chains(self, name: str, still: list[Open], inside: bool) -> list[Open]:
+        """Compare modules that differ and are called in a row, each on the output of the one before, as one."""
+        leaves = {o.names[0]: o for o in still if o.row is None and len(o.names) == 1 and self._called(o)}
+        next_of = {leaf: self._follower(leaf) for leaf in leaves}
+        chains = []
+        for first in leaves.keys() - set(next_of.values()):
+            chain = [first]
+            while (follower := next_of[chain[-1]]) in leaves and follower not in chain:
+                chain.append(follower)  # type: ignore[arg-type]
+            if len(chain) > 1 and not self._is_all_of(name, chain):
+                chains.append(tuple(chain))
+        for chain in chains:
+            row = self._probe(chain, final=False)
+            still = [o for o in still if o.names[0] not in chain]
+            if row is None or not is_equal(row, self.tolerance):
+                still.append(Open(chain, closed=True, row=row))
+            elif not inside:
+                self.rows[chain[0]] = row
+        return still
+
+    def _follower(self, name: str) -> str | None:
+        """The one module that takes the output of another as its input, in both models."""
+        found = [calls.followers.get(name, set()) for calls in self.calls]
+        return next(iter(found[0])) if found[0] == found[1] and len(found[0]) == 1 else None
+
+    def _is_all_of(self, name: str, chain: list[str]) -> bool:
+        """Whether a module that can be called consists of nothing but a chain."""
+        leaves = {n for n, pair in self.pairs.items() if n.startswith(f"{name}.") and not _has_children(*pair)}
+        return name in self.calls[0].arguments and leaves == set(chain)
+
+    def _called(self, still: Open) -> bool:
+        return all(name in calls.arguments for name in still.names for calls in self.calls)
+
+    def _probe(self, names: tuple[str, ...], final: bool = True) -> BlockDeviation | None:
+        """Compare modules on random inputs; None if it is hopeless and not ``final``."""
+        modules = [_chain(model, names) for model in (self.wide[0], self.rounded[0], self.native[0])]
+        theirs = tuple(translate(name, self.names) for name in names)
+        others = [_chain(model, theirs) for model in (self.wide[1], self.rounded[1], self.native[1])]
+        probes, tally, needed = Probes(self.calls[0].arguments[names[0]]), Tally(GROUPS), 1
+        row = BlockDeviation(" + ".join(names), Deviation(0.0, 0.0), Deviation(0.0, 0.0), 0.0)
+        while probes.rows < needed:
+            first = not probes.rows
+            args, kwargs, groups = probes.draw()
+            a, b = (_run(module, args, kwargs) for module in (modules[0], others[0]))
+            if first:
+                exact, needed = largest_deviation(a, b), _rows_needed(a, groups)
+                if not final and exact.relative > _HOPELESS:
+                    return None
+                native = largest_deviation(*(_run(m, *_as(m, args, kwargs)) for m in (modules[2], others[2])))
+                row = replace(row, native=native, float64=exact)
+            moved = [(a, _run(modules[1], args, kwargs)), (b, _run(others[1], args, kwargs))]
+            tally.add(a, b, moved, groups)
+        row = replace(row, **vars(tally.verdict()))
+        if names[0] in self.blocks:
+            row = self._with_merged_weights(row, [*modules[:2], *others[:2]])
+        if not is_equal(row, self.tolerance) and row.tensor is None:
+            row = replace(row, tensor=self._wrong_tensor(names, modules[:2], others[:2]))
+        return row
+
+    def _theirs(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of a module in the second model."""
+        return self.wide[1].get_submodule(translate(name, self.names)).named_parameters()
+
+    def _with_merged_weights(self, row: BlockDeviation, modules: list[nn.Module]) -> BlockDeviation:
+        """Compare also the weights that a block says its deploy form has (``equivalent_fc3`` and the like)."""
+        for method in [key for key in dir(type(modules[0])) if key.startswith("equivalent_")]:
+            try:
+                merged = [dict(tensors_of(getattr(module, method)())) for module in modules]
+            except (AttributeError, TypeError, AssertionError, ValueError):  # a block that was tampered with
+                continue
+            for key, a in merged[0].items():
+                a_rounded, b, b_rounded = (tensors[key].double() for tensors in merged[1:])
+                scatter = (a_rounded - a).square().mean(-1, keepdim=True)
+                allowed = (scatter + (b_rounded - b).square()).sqrt() + torch.finfo(torch.float64).eps * a.abs()
+                ratio = torch.where(a != b, (a - b).abs() / allowed, 0.0).max().item()
+                if not ratio <= row.ratio:
+                    row = replace(row, ratio=ratio if ratio == ratio else torch.inf)
+                    if not is_equal(row, self.tolerance):
+                        row = replace(row, tensor=_name_of(merged[2][key], modules[2], row.name))
+        return row
+
+    def _wrong_tensor(self, names: tuple[str, ...], a: list[nn.Module], b: list[nn.Module]) -> str | None:
+        """The tensor that is wrong, if it is the only one that differs, or one of the two of a conv or FC in ``b``.
+
+        Of those two it is the bias if the modules differ on zeros as well.
+        """
+        inside = [f"{n}." if n else "" for n in names]
+        differing = [d for name, d in self.differences.items() if f"{name}.".startswith(tuple(inside))]
+        tensors = [tensor for d in differing for tensor in d.tensors]
+        if len(tensors) == 1:
+            return tensors[0]
+        theirs = {f"{n}{key}" for n, name in zip(inside, names, strict=True) for key, _ in self._theirs(name)}
+        if {key.rpartition(".")[2] for key in theirs} != {"weight", "bias"} or len(theirs) != 2:
+            return None
+        args, kwargs = Probes(self.calls[0].arguments[names[0]]).zeros()
+        (ours, ours_rounded), (other, other_rounded) = ([_run(m, args, kwargs) for m in pair] for pair in (a, b))
+        tally = Tally()
+        tally.add(ours, other, [(ours, ours_rounded), (other, other_rounded)])
+        return min(theirs) if tally.verdict().ratio > LIMIT else max(theirs)  # "...bias" < "...weight"
+
+
+def _has_children(*modules: nn.Module) -> bool:
+    return any(next(module.children(), None) is not None for module in modules)
+
+
+def _chain(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    modules = [model.get_submodule(name) for name in names]
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules).eval()
+
+
+def _run(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a module on copies: some write to their inputs."""
+    args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
+    return module(*args, **kwargs)
+
+
+def _as(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments in the dtype of a module's first weight."""
+    dtype = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.float32)
+    return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs))
+
+
+def _rows_needed(output: Any, groups: Tensor | None) -> int:
+    """Rows of probes until each group of rows and each channel has enough samples."""
+    if groups is None:
+        return 1
+    per_row = min((t[0, 0].numel() for _, t in tensors_of(output) if t.dim() > 1 and t.numel()), default=1)
+    smallest = 2 / len(PROFILES)  # share of rows of the rarest factor
+    return max(len(PROFILES), int(MIN_SAMPLES / smallest / max(1, per_row)))
+
+
+def _name_of(tensor: Tensor, module: nn.Module, prefix: str) -> str | None:
+    for name, parameter in module.named_parameters():
+        if parameter.data_ptr() == tensor.data_ptr():
+            return f"{prefix}.{name}"
+    return None

@@ -1,0 +1,131 @@
+"""What differs between two models whose modules have the same names: weights, classes, attributes, hooks."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs in a module itself, not in its children.
+
+    Attributes:
+        module: its name in the first model.
+        tensors: names of tensors that differ or that one model lacks.
+        structure: whether its class or its set of tensors differs, or a child with weights is in one model only.
+        code: whether anything but weights differs: class, attributes, hooks.
+    """
+
+    module: str
+    tensors: tuple[str, ...]
+    structure: bool
+    code: bool
+
+    @property
+    def weights(self) -> bool:
+        """Whether weights differ, so that a difference elsewhere may make up for it (a norm folded into a conv)."""
+        return bool(self.tensors) or self.structure
+
+
+def paired_modules(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The modules of ``a`` that ``b`` has too, by their names in ``a``.
+
+    Args:
+        names: names in ``b`` of modules of ``a``, where they differ; their children follow.
+    """
+    theirs = dict(b.named_modules(remove_duplicate=False))
+    pairs = {}
+    for name, module in a.named_modules(remove_duplicate=False):
+        other = theirs.get(translate(name, names))
+        if other is not None:
+            pairs[name] = (module, other)
+    return pairs
+
+
+def translate(name: str, names: Mapping[str, str]) -> str:
+    """The name in ``b`` of a module of ``a``: the longest prefix in ``names`` counts."""
+    for prefix in sorted(names, key=len, reverse=True):
+        if name == prefix or name.startswith(f"{prefix}."):
+            return names[prefix] + name[len(prefix) :]
+    return name
+
+
+def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[str, Difference]:
+    """What differs, by the name of the module; modules without a difference are left out."""
+    found = {}
+    paired = {id(module) for pair in pairs.values() for module in pair}
+    for name, (a, b) in pairs.items():
+        ours, theirs = own_tensors(a), own_tensors(b)
+        missing = ours.keys() ^ theirs.keys()
+        different = {key for key in ours.keys() & theirs.keys() if not same_weights(ours[key], theirs[key])}
+        alone = (child for child in (*a.children(), *b.children()) if id(child) not in paired)
+        structure = bool(missing) or any(_has_tensors(child) for child in alone)
+        code = type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
+        tensors = tuple(f"{name}.{key}".removeprefix(".") for key in sorted(missing | different))
+        if tensors or structure or code:
+            found[name] = Difference(name, tensors, structure, code)
+    return found
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself."""
+    return {
+        name: tensor
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name != "num_batches_tracked"
+    }
+
+
+def same_weights(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal up to one rounding of the coarser of their dtypes."""
+    if a.shape != b.shape or a.dtype.is_floating_point != b.dtype.is_floating_point:
+        return False
+    if not a.dtype.is_floating_point:
+        return torch.equal(a, b.to(a.device))
+    dtype = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    a, b = a.detach().to(dtype), b.detach().to(a.device, dtype)
+    if torch.equal(a, b):
+        return True
+    return bool((a.double() - b.double()).abs().le(torch.finfo(dtype).eps * a.double().abs()).all())
+
+
+def check_forwards(model: nn.Module) -> None:
+    """Raise ValueError if a module has a ``forward`` of its own that is not bound to it.
+
+    A copy of such a model runs the original's function, with the original's weights.
+    """
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) has had its forward replaced by a function that is "
+                f"not bound to it, so a copy would still run the original: define a subclass with that forward instead"
+            )
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Attributes that are plain values: stride, padding, eps, number of heads, ..."""
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _hooks(module: nn.Module) -> list[str]:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks]

@@ -1,0 +1,131 @@
+"""How modules are called inside a model, and random inputs to call them with again.
+
+A module is compared on inputs of its own, not on what reaches it from eight images: most units of a network may be
+dead on those, and a later error drowns in the scatter of all that comes before.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .rounding import tiled
+
+#: A row of a probe is normal noise of the scale that the module sees, times the factor here: as it is, all positive
+#: or all negative, as after an activation.
+PROFILES = ((1.0, 0), (1.0, 1), (1.0, -1), (0.125, 0), (0.125, 1), (8.0, 0), (8.0, 1), (8.0, -1))
+_FACTORS = sorted({factor for factor, _ in PROFILES})
+GROUPS = len(_FACTORS)  # groups of rows that are judged apart
+ROWS = 8  # images that calls are recorded with
+MIN_SAMPLES = 16  # numbers per channel and factor: a channel's verdict rests on so many or more
+_POOL = 1_048_583  # random numbers that probes are cut from; a prime
+
+
+@dataclass
+class Spec:
+    """What a floating-point input of a module looked like: its shape and root mean square."""
+
+    shape: torch.Size
+    scale: float
+    device: torch.device
+
+
+@dataclass
+class Calls:
+    """How the modules of a model were called in one forward pass.
+
+    Attributes:
+        arguments: (args, kwargs) of the first call by module name, with a :class:`Spec` for each float tensor.
+        followers: by module name, the modules without children that got its output as their first input, untouched.
+    """
+
+    arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    followers: dict[str, set[str]] = field(default_factory=dict)
+
+
+@contextmanager
+def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
+    """Record how ``modules`` are called in the block of the ``with`` statement."""
+    calls, handles = Calls(), []
+
+    def before(name: str, leaf: bool) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if name not in calls.arguments:
+                calls.arguments[name] = tree_map(_specify, (args, kwargs))
+            source = getattr(args[0], "_made_by", None) if args else None
+            if leaf and source is not None and source[1] == args[0]._version:
+                calls.followers.setdefault(source[0], set()).add(name)
+
+        return hook
+
+    def after(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if isinstance(output, Tensor):
+                output._made_by = (name, output._version)  # type: ignore[attr-defined]
+
+        return hook
+
+    try:
+        for name, module in modules.items():
+            leaf = next(module.children(), None) is None
+            handles.append(module.register_forward_pre_hook(before(name, leaf), with_kwargs=True))
+            if leaf:
+                handles.append(module.register_forward_hook(after(name)))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _specify(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point():
+        return value.clone()
+    scale = value.double().square().mean().sqrt().item() if value.numel() else 0.0
+    return Spec(value.shape, scale or 1.0, value.device)
+
+
+@cache
+def _pool() -> Tensor:
+    return torch.randn(_POOL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Probes:
+    """Random inputs of the recorded shapes, the same ones in every process and for every model."""
+
+    def __init__(self, arguments: tuple[Any, Any], seed: int = 0) -> None:
+        self.arguments = arguments
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows = 0  # drawn so far
+
+    def draw(self) -> tuple[Any, Any, Tensor | None]:
+        """The arguments of one call, and the group of each row: rows of one factor are one group."""
+        specs: list[Spec] = []
+        tree_map(lambda value: specs.append(value) if isinstance(value, Spec) else None, self.arguments)
+        rows = specs[0].shape[0] if specs and specs[0].shape else 0
+        profiles = [PROFILES[(self.rows + row) % len(PROFILES)] for row in range(rows)]
+        args, kwargs = tree_map(lambda value: self._fill(value, profiles), self.arguments)
+        self.rows += max(1, rows)
+        return args, kwargs, torch.tensor([_FACTORS.index(factor) for factor, _ in profiles]) if rows else None
+
+    def zeros(self) -> tuple[Any, Any]:
+        """The arguments of a call on zeros."""
+        return tree_map(
+            lambda v: torch.zeros(v.shape, dtype=torch.float64, device=v.device) if isinstance(v, Spec) else v,
+            self.arguments,
+        )
+
+    def _fill(self, value: Any, profiles: list[tuple[float, int]]) -> Any:
+        if not isinstance(value, Spec):
+            return value.clone() if isinstance(value, Tensor) else value
+        x = tiled(_pool(), value.shape, self.generator) * value.scale
+        if x.dim() and len(x) == len(profiles):
+            for row, (factor, sign) in zip(x, profiles, strict=True):
+                row.copy_((row.abs() * sign if sign else row) * factor)
+        return x.to(value.device)

@@ -1,0 +1,212 @@
+"""How far apart two results are, and how far apart rounding alone may move them.
+
+Two forms of a model are equal in exact arithmetic, but each form rounds its weights to their dtype. How much that
+changes the outputs depends on the weights: a fixed tolerance is too strict for a badly conditioned network and too
+loose for the others. So it is measured: all computations run in float64, once with the weights as they are and once
+with each weight moved by one rounding of its own dtype, up or down at random.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Two models are equal if no channel of an output differs by more than this many times the effect of one random
+#: rounding of the weights. docs/equivalence.md shows what exact conversions need.
+LIMIT = 32.0
+#: Arithmetic in float64 rounds too: this share of a channel's norm always counts as rounding.
+FLOOR = 8 * torch.finfo(torch.float64).eps
+#: Where the effects of rounding cancel by chance, this share of a usual channel's counts instead.
+TYPICAL = 0.25
+_SIGNS = 1_048_583  # a prime, so that no axis of a weight is a multiple of the period
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """How far an output is from its reference: ``maximum`` is absolute, ``relative`` is norm over norm."""
+
+    maximum: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The worst channel of a comparison.
+
+    Attributes:
+        ratio: its difference over the effect of one rounding; infinite if an output is NaN or infinite.
+        output: where in the outputs it is, as in ``[0]['logits']``; empty for a single tensor.
+        channel: its index.
+        note: why there is no finite ratio.
+    """
+
+    ratio: float = 0.0
+    output: str = ""
+    channel: int | None = None
+    note: str = ""
+
+
+def deviation(reference: Tensor, other: Tensor) -> Deviation:
+    """Compare two tensors, in float64. NaN and infinity anywhere count as an infinite deviation.
+
+    Raises:
+        ValueError: if their shapes differ.
+    """
+    check_shapes(reference, other)
+    reference, other = reference.detach().double(), other.detach().double()
+    difference, norm = (reference - other).norm().item(), reference.norm().item()
+    if difference == 0:
+        return Deviation(0.0, 0.0)
+    relative = difference / norm if norm else math.inf
+    if not math.isfinite(relative):
+        return Deviation(math.inf, math.inf)
+    return Deviation((reference - other).abs().max().item(), relative)
+
+
+def largest_deviation(reference: Any, other: Any) -> Deviation:
+    """The largest :func:`deviation` of two outputs of any kind, by ``relative``."""
+    pairs = ((ours, theirs) for _, (ours, theirs) in paired_tensors(reference, other))
+    return max((deviation(*pair) for pair in pairs), key=lambda d: d.relative, default=Deviation(0.0, 0.0))
+
+
+def tensors_of(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested tuples, lists, dicts and dataclasses, with their places: ``("[0]['logits']", tensor)``."""
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from tensors_of(value, f"{path}[{key!r}]")
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from tensors_of(getattr(output, field.name), f"{path}.{field.name}")
+    elif isinstance(output, Sequence) and not isinstance(output, str | bytes):
+        for index, value in enumerate(output):
+            yield from tensors_of(value, f"{path}[{index}]")
+    elif hasattr(output, "__array__") or isinstance(output, bool | int | float | complex):
+        yield path, torch.as_tensor(output)
+
+
+def paired_tensors(a: Any, b: Any) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """The tensors of two outputs that belong together.
+
+    Raises:
+        ValueError: if the outputs have different structures or shapes.
+    """
+    ours, theirs = dict(tensors_of(a)), dict(tensors_of(b))
+    if len(ours) == len(theirs) == 1:  # a session may return a list of one
+        theirs = dict(zip(ours, theirs.values(), strict=True))
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"outputs differ in structure, {list(ours)} and {list(theirs)}: not the same model")
+    for path, tensor in ours.items():
+        other = theirs[path]
+        check_shapes(tensor, other)
+        yield path, (tensor, other.to(tensor.device))
+
+
+def check_shapes(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError if two outputs have different shapes."""
+    if a.shape != b.shape:
+        raise ValueError(f"outputs differ in shape, {list(a.shape)} and {list(b.shape)}: not the same model")
+
+
+def wide_copy(model: nn.Module) -> nn.Module:
+    """A copy in float64, in eval mode."""
+    return copy.deepcopy(model).double().eval()
+
+
+@torch.no_grad()
+def rounded_copy(model: nn.Module, seed: int) -> nn.Module:
+    """A copy in float64, in eval mode, with each weight moved by half a unit in the last place of its dtype.
+
+    Up or down at random, never by less: so a channel that hangs on a few weights does not look exact by chance.
+    """
+    wide = wide_copy(model)
+    originals = {**dict(model.named_parameters()), **dict(model.named_buffers(remove_duplicate=False))}
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (_SIGNS,), generator=generator, dtype=torch.int8) * 2 - 1
+    for name, tensor in (*wide.named_parameters(), *wide.named_buffers(remove_duplicate=False)):
+        dtype = originals[name].dtype
+        if dtype.is_floating_point:
+            info = torch.finfo(dtype)
+            step = (tensor.abs() * (info.eps / 2)).clamp_(min=info.smallest_normal * info.eps / 2)
+            tensor.add_(step.mul_(tiled(signs, tensor.shape, generator).to(tensor.device)))
+    return wide
+
+
+def tiled(pool: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A new tensor of the pool's numbers from a random position on, repeated as often as needed: random, and cheap."""
+    size = shape.numel()
+    if size > len(pool):
+        pool = pool.repeat(2 + size // len(pool))
+    start = int(torch.randint(len(pool) - size + 1, (), generator=generator))
+    return pool[start : start + size].reshape(shape).clone()
+
+
+class Tally:
+    """Squares of differences per output, group of rows and channel; collected over several calls.
+
+    The channels are axis 1 of maps (N, C, H, W) and of rows (N, C), and the last axis of tokens (N, T, C).
+
+    Args:
+        groups: number of groups of rows.
+    """
+
+    def __init__(self, groups: int = 1) -> None:
+        self.groups = groups
+        self.sums: dict[str, Tensor] = {}  # by output: (difference, rounding, norm), each (groups, channels)
+        self.note = ""
+
+    def add(self, a: Any, b: Any, rounding: Sequence[tuple[Any, Any]], groups: Tensor | None = None) -> None:
+        """Add the outputs of one call.
+
+        Args:
+            a, b: outputs of the two models.
+            rounding: pairs of outputs whose differences count as rounding.
+            groups: group of each row, if the rows of the outputs are those of the inputs.
+        """
+        for path, (ours, theirs) in paired_tensors(a, b):
+            ours, theirs = ours.double(), theirs.double()
+            moved = [pair for pairs in rounding for key, pair in paired_tensors(*pairs) if key == path]
+            squares = torch.stack(
+                [
+                    self._squares(ours - theirs, groups),
+                    sum((self._squares(x.double() - y.double(), groups) for x, y in moved), torch.zeros(())),
+                    self._squares(ours, groups),
+                ]
+            )
+            self.sums[path] = self.sums[path] + squares if path in self.sums else squares
+            bad = [not t.isfinite().all() for t in (ours, theirs)]
+            if any(bad) and not self.note:
+                who = "both models give" if all(bad) else f"the {'first' if bad[0] else 'second'} model gives"
+                self.note = f"{who} NaN or infinity"
+
+    def _squares(self, x: Tensor, groups: Tensor | None) -> Tensor:
+        """Squared norm per group of rows and channel: (groups, channels)."""
+        x = x.double().square()
+        x = x.reshape(len(x) if x.dim() else 1, -1) if x.dim() < 2 else x  # (N, C, ...)
+        squares = x.movedim(-1 if x.dim() == 3 else 1, 1).flatten(2).sum(2) if x.dim() > 2 else x  # (N, C)
+        if groups is None or len(groups) != len(squares):
+            return squares.sum(0, keepdim=True)
+        return squares.new_zeros(self.groups, squares.shape[1]).index_add_(0, groups.to(squares.device), squares)
+
+    def verdict(self) -> Verdict:
+        if self.note:
+            return Verdict(math.inf, note=self.note)
+        worst = Verdict()
+        for path, (difference, rounding, norm) in self.sums.items():
+            share = torch.nan_to_num(rounding / norm).median(1, keepdim=True).values  # of a usual channel
+            allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * norm
+            ratios = torch.where(difference > 0, (difference / allowed).sqrt(), 0.0).amax(0)  # (channels)
+            ratio, channel = ratios.max(0)
+            if ratio > worst.ratio:
+                worst = Verdict(ratio.item(), path, int(channel))
+        return worst
+
+    def relative_rounding(self) -> float:
+        """The effect of rounding on whole outputs, norm over norm; the largest."""
+        sums = [(rounding.sum() / norm.sum()).sqrt().item() for _, rounding, norm in self.sums.values() if norm.any()]
+        return max(sums, default=0.0)
