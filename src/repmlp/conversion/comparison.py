@@ -118,14 +118,15 @@ class Comparison:
     def _explain_chains(self, name: str, still: list[Open], inside: bool) -> list[Open]:
         """Compare modules that differ and are called in a row, each on the output of the one before, as one."""
         leaves = {o.names[0]: o for o in still if o.row is None and len(o.names) == 1 and self._called(o)}
-        next_of = {leaf: self._follower(leaf) for leaf in leaves}
-        chains = []
+        next_of = {leaf: self._follower(leaf) or "" for leaf in leaves}
+        chains: list[tuple[str, ...]] = []
         for first in leaves.keys() - set(next_of.values()):
-            chain = [first]
-            while (follower := next_of[chain[-1]]) in leaves and follower not in chain:
-                chain.append(follower)  # type: ignore[arg-type]
-            if len(chain) > 1 and not self._is_all_of(name, chain):
-                chains.append(tuple(chain))
+            members, follower = [first], next_of[first]
+            while follower in leaves and follower not in members:
+                members.append(follower)
+                follower = next_of[follower]
+            if len(members) > 1 and not self._is_all_of(name, members):
+                chains.append(tuple(members))
         for chain in chains:
             row = self._probe(chain, final=False)
             still = [o for o in still if o.names[0] not in chain]
