@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from .conversion import deploy_arguments
+from .conversion.forms import describe_form, rebuild_form_
 from .locality import inject_locality, injected_locality
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -60,7 +61,7 @@ def save_model(
         save_for_hf(
             model,
             str(partial),
-            model_config={"label_names": names, **({"locality": locality} if locality else {})},
+            model_config={"label_names": names, **({"locality": locality} if locality else {}), **describe_form(model)},
             model_args=deploy_arguments(model) or None,
             safe_serialization=True,
             data_config=dict(data_config) if data_config else None,
@@ -95,17 +96,17 @@ def load_model(folder: str | Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a timm model: {error!r}") from error
     check_architecture(architecture)
-    locality = config.get("locality", [])
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=not locality)
-        for arguments in locality:
+        model = timm.create_model(f"local-dir:{folder}")
+        for arguments in config.get("locality", []):
             inject_locality(model, **arguments)
-        if locality:
-            model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        rebuild_form_(model, config, weights)
+        model.load_state_dict(weights)
         return model.eval()
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or was not written to its end: {error}") from error
-    except (RuntimeError, TypeError, ValueError) as error:  # keys, shapes or arguments that do not fit
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # keys, shapes or arguments that do not fit
         raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {error}") from error
 
 

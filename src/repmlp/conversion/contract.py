@@ -76,9 +76,10 @@ def is_reparameterized(model: nn.Module) -> bool:
 
 
 def deploy_arguments(model: Any) -> dict[str, Any]:
-    """Arguments with which the network's constructor builds the form it is in: ``{"deploy": True}`` or none."""
-    takes_deploy = "deploy" in inspect.signature(type(model)).parameters
-    return {"deploy": True} if takes_deploy and is_reparameterized(model) else {}
+    """Arguments with which the network's constructor builds the form it is in; none if it cannot, or need not."""
+    parameters = inspect.signature(type(model)).parameters
+    names = [name for name in ("deploy", "inference_mode") if name in parameters]  # ours and timm's
+    return dict.fromkeys(names[:1], True) if is_reparameterized(model) else {}
 
 
 def in_deploy_form(block: nn.Module) -> bool:

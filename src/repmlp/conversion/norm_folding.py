@@ -16,8 +16,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ..layers.conv_norm import fold_norm_
 from .equivalence import example_inputs
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_LAYERS = (*_CONVS, nn.Linear)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+FOLDED = "folded_norm"  # an attribute of what replaces a folded norm
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)  # and, between the two, a drop
 _ATEN = {getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "linear")}
@@ -87,11 +87,19 @@ def fold_pairs_(model: nn.Module, pairs: dict[str, str]) -> None:
 
 
 def remove_norm_(model: nn.Module, norm: nn.Module) -> None:
-    """Put what is left of a norm without its affine map in its place, under each name that it has."""
+    """Put what is left of a norm without its affine map in its place, under each name that it has.
+
+    Raises:
+        ValueError: if it is not a norm that can be folded.
+    """
+    rest = _without_affine(norm)
+    if rest is None:
+        raise ValueError(f"a {type(norm).__name__} is not a batch norm that can be folded")
+    setattr(rest, FOLDED, True)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is norm:
             parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _without_affine(norm))
+            setattr(model.get_submodule(parent), attribute, rest)
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -112,7 +120,7 @@ def _pairs_by_export(ghost: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     Layers without a bias get one in the ghost, so the graph also shows whether a layer would use it.
     """
     for module in ghost.modules():
-        if isinstance(module, _LAYERS) and module._parameters.get("weight") is not None and module.bias is None:
+        if isinstance(module, LAYERS) and module._parameters.get("weight") is not None and module.bias is None:
             module.bias = nn.Parameter(module.weight.new_empty(module.weight.shape[0]))
     program = torch.export.export(ghost, inputs, strict=False)
     signature = program.graph_signature

@@ -79,7 +79,7 @@ class TokenMixing(nn.Module):
         fc.weight.copy_(weight.view_as(fc.weight))
         fc.bias[first:] = to_double(fc.bias[first:]) + bias.repeat_interleave(H * W)
         del self.local_perceptron, self.grid, self.class_token
-        self.deploy = True
+        self.deploy = self.locality_merged = True
         self.__class__ = self.fc_type  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
