@@ -19,6 +19,7 @@ ROOMS = (
     "counting",
     "models",
     "resizing",
+    "model_config",
     "checkpoint",
     "official",
     "data",

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from contextlib import contextmanager, suppress
 
 import pytest
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch.optim.swa_utils import AveragedModel
 
 import repmlp
 from weights import randomize
@@ -60,7 +63,7 @@ def test_label_names_survive_conversion(folder, tmp_path):
 
 def test_a_folder_is_not_overwritten_unless_asked_and_never_if_it_is_not_ours(model, folder, tmp_path):
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="exists already: choose another one, or pass --overwrite"):
+    with pytest.raises(FileExistsError, match="exists already: choose another name, or pass overwrite=True"):
         repmlp.save_model(randomize(model, 1), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     repmlp.save_model(randomize(model, 1), folder, overwrite=True)
@@ -69,7 +72,7 @@ def test_a_folder_is_not_overwritten_unless_asked_and_never_if_it_is_not_ours(mo
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "cat.jpg").write_bytes(b"meow")
-    with pytest.raises(FileExistsError, match="not ours to replace"):
+    with pytest.raises(FileExistsError, match=r"is not replaced, since it holds .*: cat\.jpg"):
         repmlp.save_model(model, photos, overwrite=True)
     assert (photos / "cat.jpg").exists()
 
@@ -78,7 +81,7 @@ def test_a_write_that_fails_leaves_the_old_folder(model, folder, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("repmlp.checkpoint.save_for_hf", full_disk)
+    monkeypatch.setattr("repmlp.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         repmlp.save_model(model, folder, overwrite=True)
     assert same_outputs(model, repmlp.load_model(folder))
@@ -93,14 +96,14 @@ def test_a_model_that_timm_did_not_make_cannot_be_described(tmp_path):
 def test_missing_and_foreign_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no model folder"):
         repmlp.load_model(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"no model folder: it holds no config\.json"):
+    with pytest.raises(ValueError, match=r"not a model folder: config\.json is missing"):
         repmlp.load_model(tmp_path)
 
 
 def test_missing_weights_are_not_looked_for_in_a_pickle(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match=r"it holds no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
         repmlp.load_model(folder)
 
 
@@ -143,8 +146,132 @@ def test_a_full_disk_is_told_and_the_folder_stays_as_it_was(tmp_path, monkeypatc
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("repmlp.checkpoint.save_for_hf", full)
-    with pytest.raises(OSError, match=r"could not be written to .*No space left on device.*what was there is kept"):
+    monkeypatch.setattr("repmlp.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"could not be written .*No space left on device.*what was there is kept"):
         repmlp.save_model(timm.create_model("resmlp_6_32"), tmp_path / "m", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+
+@contextmanager
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS = {
+    "compile": torch.compile,
+    "DataParallel": torch.nn.DataParallel,
+    "DDP": torch.nn.parallel.DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "ModelEmaV3": ModelEmaV3,
+    "both": lambda model: torch.compile(torch.nn.DataParallel(model)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_taken_off(model, tmp_path, wrapper):
+    with one_process():
+        wrapped = WRAPPERS[wrapper](model)
+        assert same_outputs(model, repmlp.load_model(repmlp.save_model(wrapped, tmp_path / "m")))
+        assert repmlp.resize(wrapped, 16).reinitialized == ()
+
+
+@pytest.mark.parametrize(
+    "make", [torch.fx.symbolic_trace, lambda model: model.stages, lambda model: model.state_dict()]
+)
+def test_what_cannot_be_described_is_refused_with_what_to_pass(model, tmp_path, make):
+    for use in (lambda x: repmlp.save_model(x, tmp_path / "m"), lambda x: repmlp.resize(x, 32)):
+        with pytest.raises(ValueError, match=r"not made by timm\.create_model.* pass the network that"):
+            use(make(model))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_dtype_stays(model, tmp_path, dtype, memory_format):
+    model = model.to(dtype).to(memory_format=memory_format)
+    loaded = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
+    x = torch.randn(2, 1, 16, 16, dtype=dtype)
+    assert torch.equal(loaded(x), model.to(memory_format=torch.contiguous_format)(x))
+
+
+def test_shared_weights_are_written_once_for_each_name(model, tmp_path):
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    one, other, *_ = (norm for norm in norms if norm.num_features == 4)
+    other.weight = one.weight
+    assert same_outputs(model, repmlp.load_model(repmlp.save_model(model, tmp_path / "m")))
+
+
+def test_label_names_are_one_for_each_class(model, folder, tmp_path):
+    for names in (["a", "b"], [f"class {i}" for i in range(11)], "ten letter", list(range(10)), []):
+        with pytest.raises(ValueError, match=r"label_names (has|must)"):
+            repmlp.save_model(model, tmp_path / "x", label_names=names)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3),
+        lambda folder: reset_classifier(repmlp.load_model(folder), 3),
+    ],
+)
+def test_a_new_head_has_no_label_names(folder, tmp_path, change):
+    model = change(folder)
+    loaded = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
+    assert loaded.pretrained_cfg.get("label_names") is None
+    named = repmlp.save_model(model, tmp_path / "named", label_names=["a", "b", "c"])
+    assert repmlp.load_model(named).pretrained_cfg["label_names"] == ["a", "b", "c"]
+
+
+def reset_classifier(model, classes):
+    model.reset_classifier(classes)
+    return model
+
+
+def test_a_readme_stays_and_a_file_of_the_user_is_not_deleted(model, folder):
+    (folder / "README.md").write_text("mine")
+    repmlp.save_model(model, folder, overwrite=True)
+    assert (folder / "README.md").read_text() == "mine"
+    (folder / "train.py").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds .*: train\.py"):
+        repmlp.save_model(model, folder, overwrite=True)
+    assert (folder / "train.py").exists()
+
+
+def test_a_link_to_a_model_folder_is_read_and_written_through(model, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    repmlp.save_model(randomize(model, 1), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert same_outputs(model, repmlp.load_model(folder))
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(model, folder):
+    data = (folder / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for position in range(0, len(data), 997):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        (folder / "model.safetensors").write_bytes(flipped)
+        if position >= header:
+            with pytest.raises(ValueError, match="is damaged: its tensors are not those that were written"):
+                repmlp.load_model(folder)
+        else:  # what is left of the header may mean the same
+            with suppress(ValueError):
+                assert same_outputs(model, repmlp.load_model(folder))
+
+
+def test_weights_that_another_tool_wrote_are_not_checked(model, folder):
+    save_file(
+        {name: tensor + 0.0 for name, tensor in load_file(folder / "model.safetensors").items()},
+        folder / "model.safetensors",
+    )
+    assert same_outputs(model, repmlp.load_model(folder))
+
+
+def test_a_folder_that_was_set_aside_is_named(folder):
+    folder.rename(folder.with_name(f".repmlp-replaced-{folder.name}"))
+    with pytest.raises(FileNotFoundError, match=r"no model folder .*model, but .* set it aside as .*replaced-model"):
+        repmlp.load_model(folder)

@@ -117,6 +117,18 @@ def test_a_readme_is_carried_over(tmp_path):
     assert tree(tmp_path / "m") == {"README.md": "mine", "config.json": "old"}
 
 
+def test_what_is_not_ours_is_carried_over(tmp_path):
+    for name in ("config.json", "notes.txt", "model/weights", "model/mine/a"):
+        put(tmp_path / "m" / name, name)
+    (tmp_path / "m" / "empty").mkdir()
+    (tmp_path / "m" / "link").symlink_to("nowhere")
+    with atomic_folder(tmp_path / "m", OURS) as new:
+        put(new / "config.json", "new")
+    assert tree(tmp_path / "m") == {"config.json": "new", "notes.txt": "notes.txt", "model/mine/a": "model/mine/a"}
+    assert os.readlink(tmp_path / "m" / "link") == "nowhere"
+    assert (tmp_path / "m" / "empty").is_dir()
+
+
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
     put(tmp_path / "disk" / "m" / "config.json")
     put(tmp_path / "disk" / "f")

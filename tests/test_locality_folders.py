@@ -93,7 +93,7 @@ def test_weights_or_a_locality_that_do_not_fit(tmp_path):
     for wrong in ({"layers": ["blocks.9.linear_tokens"]}, {"kernel_sizes": [[5, 5]]}, {"kernels": [3]}):
         broken = {**config, "locality": [{**config["locality"][0], **wrong}]}
         (folder / "config.json").write_text(json.dumps(broken))
-        with pytest.raises(ValueError, match=r"the weights in .* do not fit its config\.json"):
+        with pytest.raises(ValueError, match=r"do not fit its config\.json|config\.json does not describe a network"):
             repmlp.load_model(folder)
     (folder / "config.json").write_text(json.dumps(config))
     name = "blocks.3.linear_tokens.local_perceptron.branches.3x3.conv.weight"

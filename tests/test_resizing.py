@@ -1,4 +1,4 @@
-"""Another input size: FC1 and FC2 start afresh where P changed, everything else is inherited."""
+"""Another input size: FC1 and FC2 are reinitialized where P changed, everything else is copied."""
 
 import pytest
 import timm
@@ -22,16 +22,16 @@ def test_all_but_fc1_and_fc2_is_inherited(model, deploy):
     resized = repmlp.resize(model, (24, 32))
     assert resized.model(torch.randn(1, 3, 24, 32)).shape == (1, 7)
     assert repmlp.is_reparameterized(resized.model) == deploy
-    assert {name.rsplit(".", 2)[-2] for name in resized.fresh} == {"fc1", "fc2"}
+    assert {name.rsplit(".", 2)[-2] for name in resized.reinitialized} == {"fc1", "fc2"}
     old, new = model.state_dict(), resized.model.state_dict()
-    assert set(resized.inherited) | set(resized.fresh) == set(new)
-    assert all(torch.equal(old[name], new[name]) for name in resized.inherited)
+    assert set(resized.copied) | set(resized.reinitialized) == set(new)
+    assert all(torch.equal(old[name], new[name]) for name in resized.copied)
     assert resized.dropped == ()
 
 
 def test_the_same_number_of_partitions_inherits_everything(model):
     resized = repmlp.resize(model, (8, 32))
-    assert resized.fresh == ()
+    assert resized.reinitialized == ()
     again = repmlp.resize(resized.model, 16)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(again.model(x), model(x))
@@ -72,6 +72,6 @@ def test_a_resized_model_can_be_saved_and_read(model, tmp_path):
 def test_a_network_whose_convs_were_merged_is_the_plain_network():
     model = repmlp.inject_locality(timm.create_model("resmlp_6_32"))
     merged = repmlp.reparameterize(model)
-    assert not repmlp.resize(merged, 32).fresh
+    assert not repmlp.resize(merged, 32).reinitialized
     with pytest.raises(ValueError, match=r"linear_tokens.weight would change from \[64, 64\] to \[36, 36\]"):
         repmlp.resize(merged, 24)

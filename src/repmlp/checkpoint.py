@@ -1,24 +1,28 @@
 """Model folders: timm's own format, ``config.json`` and ``model.safetensors``. Self-describing, no pickle."""
 
-import copy
 import difflib
-import json
-import shutil
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import save_for_hf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor
 
-from .conversion import deploy_arguments
+from .conversion import deploy_arguments, timm_model
 from .conversion.forms import describe_form, rebuild_form_
+from .files import atomic_folder, ensure_can_write, ensure_folder
+from .files import rmtree_if_exists as remove  # noqa: F401
 from .locality import inject_locality, injected_locality
+from .model_config import FORMAT, check_label_names, check_network, label_names_of, read_config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_FILES = (CONFIG, WEIGHTS)
+DIGEST = "repmlp.sha256"  # of the tensors, in the header of the weights
 
 
 def save_model(
@@ -28,90 +32,153 @@ def save_model(
     data_config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a timm model as a model folder, all of it or nothing.
+    """Write a timm model as a model folder, whole or not at all.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and :func:`load_model` read it; the
-    config says whether the model is in deploy form. Of a model that :func:`repmlp.inject_locality`
-    was called on, only the latter does until the convs are merged: the config says under ``locality``
-    what to inject again.
+    Both :func:`load_model` and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` read it, in the form that
+    the model has now. Only :func:`load_model` reads a model with convs of :func:`repmlp.inject_locality` that are not
+    merged yet: the config lists under ``locality`` what to inject again.
 
     Args:
-        model: made by ``timm.create_model``.
+        model: made by ``timm.create_model``; wrappers such as DDP, ``torch.compile`` and EMA are taken off.
         folder: to write.
-        label_names: names of the classes, in the order of the logits; by default those the model came with.
-        data_config: preprocessing that the weights expect: mean, std, interpolation, crop_pct.
-        overwrite: replace a model folder that exists.
+        label_names: names of the classes, in the order of the logits; by default those that the model came with,
+            unless it has another number of classes by now.
+        data_config: preprocessing that the weights expect, where it differs from ``model.pretrained_cfg``: mean, std,
+            interpolation, crop_pct.
+        overwrite: replace the model folder if it exists. A README.md in it is kept.
 
     Raises:
-        FileExistsError: if the folder exists and ``overwrite`` is off, or it is no model folder.
-        ValueError: if the model does not come from timm's registry.
-        OSError: if it could not be written, with the folder as it was.
+        FileExistsError: if the folder exists and ``overwrite`` is False, or it holds other files too.
+        ValueError: if the model does not come from timm's registry, or ``label_names`` are not one for each class.
+        OSError: if the folder could not be written; what was there is kept.
     """
-    if not hasattr(model, "pretrained_cfg"):
-        raise ValueError(f"{type(model).__name__} was not made by timm.create_model: no config can describe it")
-    folder = Path(folder)
-    check_free(folder, CONFIG, overwrite)
-    names = list(label_names) if label_names else model.pretrained_cfg.get("label_names")
+    ensure_can_write(folder, MODEL_FILES, overwrite)
+    return write_model_folder(model, folder, label_names, data_config)
+
+
+def write_model_folder(
+    model: Any,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """As :func:`save_model`, replacing the model that is there; other files in the folder stay."""
+    model = timm_model(model)
+    if label_names is not None:
+        check_label_names(label_names, model.num_classes)
+    names = list(label_names) if label_names is not None else label_names_of(model)
     locality = injected_locality(model)
-    if not all(tensor.is_contiguous() for tensor in model.state_dict().values()):  # channels_last; safetensors refuses
-        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    partial = folder.with_name(f".{folder.name}.partial")
-    remove(partial)
-    try:
-        save_for_hf(
+    with atomic_folder(folder, MODEL_FILES) as new:
+        write_weights(model.state_dict(), new / WEIGHTS)
+        save_config_for_hf(
             model,
-            str(partial),
-            model_config={"label_names": names, **({"locality": locality} if locality else {}), **describe_form(model)},
+            str(new / CONFIG),
+            model_config={
+                "repmlp_format": FORMAT,
+                "pretrained_cfg": {"label_names": names},
+                **({"label_names": names} if names else {}),
+                **({"locality": locality} if locality else {}),
+                **describe_form(model),
+            },
             model_args=deploy_arguments(model) or None,
-            safe_serialization=True,
             data_config=dict(data_config) if data_config else None,
         )
-        remove(folder)
-        partial.rename(folder)
-    except SafetensorError as error:  # it tells a full disk so
-        raise OSError(f"the model could not be written to {folder} ({error}); what was there is kept") from error
-    finally:
-        remove(partial)
-    return folder
+    return Path(folder)
 
 
 def load_model(folder: str | Path) -> Any:
-    """Read a model folder (or the ``model/`` of a run folder), in the form that it was written in, in eval mode.
+    """Read a model folder (or the ``model/`` of a run folder), in the form and dtype it was written in, in eval mode.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it is no model folder, or its files are damaged or do not fit each other.
+        ValueError: if it is not a model folder, its files are damaged, or they contradict each other or themselves.
+    """
+    folder = model_folder(folder)
+    config = read_config(folder / CONFIG)
+    check_architecture(config["architecture"])
+    weights = read_weights(folder / WEIGHTS)
+    try:
+        _check_size(folder, weights)
+        model: Any = timm.create_model(f"local-dir:{folder}")
+        for arguments in config.get("locality") or []:
+            inject_locality(model, **arguments)
+        rebuild_form_(model, config, weights)
+    except Exception as error:  # what the config asks for can fail anywhere in timm, PyTorch and the networks
+        raise ValueError(
+            f"{folder / CONFIG} does not describe a network that can be built: {type(error).__name__}, {error}"
+        ) from error
+    check_network(folder / CONFIG, config, model)
+    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    model.to(max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # names or shapes
+        raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {error}") from error
+    return model.eval()
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The model folder at a path that may be a run folder, which holds one in ``model/``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is neither.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}")
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
+    ensure_folder(folder, "model folder")
+    if not (folder / CONFIG).exists() and any((folder / name).exists() for name in ("model", "config.yaml")):
         folder = folder / "model"
-    for name in (CONFIG, WEIGHTS):
+        ensure_folder(folder, "model folder")
+    for name in MODEL_FILES:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no model folder: it holds no {name} (repmlp train and convert write both)")
+            raise ValueError(f"{folder} is not a model folder: {name} is missing (save_model writes both files)")
+    return folder
+
+
+def write_weights(state_dict: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as a .safetensors file, with a digest of them in its header."""
+    tensors: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().contiguous()  # the format knows neither strides nor shared memory
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    save_file(tensors, file, {"format": "pt", DIGEST: digest(tensors)})
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file; if its header has a digest of them, they are checked.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        architecture = config["architecture"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} does not describe a timm model: {error!r}") from error
-    check_architecture(architecture)
-    try:
-        model = timm.create_model(f"local-dir:{folder}")
-        for arguments in config.get("locality", []):
-            inject_locality(model, **arguments)
-        weights = load_file(folder / WEIGHTS)
-        rebuild_form_(model, config, weights)
-        model.load_state_dict(weights)
-        return model.eval()
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged or was not written to its end: {error}") from error
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # keys, shapes or arguments that do not fit
-        raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {error}") from error
+        with safe_open(file, "pt") as opened:
+            expected = (opened.metadata() or {}).get(DIGEST)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it has no __iter__
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged or was not written to its end: {error}") from error
+    if expected not in (None, digest(tensors)):
+        raise ValueError(f"{file} is damaged: its tensors are not those that were written, their SHA-256 differs")
+    return tensors
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and values, whatever the order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        total.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def check_free(folder: Path, marker: str, overwrite: bool) -> None:
+    ensure_can_write(folder, ("*",), overwrite)
 
 
 def check_architecture(name: str) -> None:
-    """Raise a ValueError that names alternatives if timm knows no such network."""
+    """Raise a ValueError that suggests alternatives unless timm knows the network."""
     if not timm.is_model(name):
         names = timm.list_models()
         ours = [known for known in names if timm.model_entrypoint(known).__module__.startswith("repmlp.")]
@@ -124,21 +191,18 @@ def check_architecture(name: str) -> None:
         )
 
 
-def check_free(folder: Path, marker: str, overwrite: bool) -> None:
-    """Raise a FileExistsError unless ``folder`` may be written: it is new or empty, or one of ours to overwrite.
+def _check_size(folder: Path, weights: Mapping[str, Tensor], factor: int = 20) -> None:
+    """Raise a ValueError if the config describes a network far larger than its weights, before memory is taken for it.
 
-    Args:
-        marker: a file that tells a folder of ours, so that ``overwrite`` never deletes anything else.
+    A network may be built in a form that has more values than its file, but not many times as many.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{folder} exists already: choose another one, or pass --overwrite to replace it")
-    if not (folder / marker).is_file():
-        raise FileExistsError(f"{folder} holds no {marker}, so it is not ours to replace: choose another folder")
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in timm.create_model(f"local-dir:{folder}").parameters())
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+        return  # a network of timm that reads values while it is built, which the meta device does not have
+    found = sum(tensor.numel() for tensor in weights.values())
+    if size > factor * found:
+        raise ValueError(f"it has {size:,} parameters, and {WEIGHTS} holds {found:,} numbers")

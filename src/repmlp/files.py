@@ -46,12 +46,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder to write into. When the block ends, it replaces ``folder``, all but a README.md.
+def atomic_folder(folder: str | Path, ours: Iterable[str] = ("*",)) -> Iterator[Path]:
+    """Yield an empty folder to write into. When the block ends, it replaces ``folder``, all but what is not ours.
+
+    What is not ``ours``, and a README.md in any case, is copied to the new folder: nothing of the user's is lost.
 
     The old folder is renamed aside, the new one is renamed into place, then the old one is deleted. If the process is
     killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside.
-    If the block raises, nothing changes. Call :func:`ensure_can_write` first.
+    If the block raises, nothing changes. :func:`ensure_can_write` tells before any work whether it will work.
 
     Raises:
         OSError: if the folder cannot be written, for example because the disk is full. It says what is kept.
@@ -62,8 +64,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         new = scratch / folder.name
         new.mkdir()
         yield new
-        if os.path.lexists(folder / README) and not (new / README).exists():
-            shutil.copy2(folder / README, new / README, follow_symlinks=False)
+        _carry_over(folder, new, ours)
         _flush([*(path for path in new.rglob("*") if not path.is_symlink()), new])
         replacing = folder.exists()
         if replacing:
@@ -152,6 +153,17 @@ def foreign_names(folder: Path, ours: Iterable[str]) -> list[str]:
         if not any(part.startswith(OURS) for part in Path(name).parts)
         and not any(fnmatchcase(name, pattern) for pattern in patterns)
     )
+
+
+def _carry_over(folder: Path, new: Path, ours: Iterable[str]) -> None:
+    """Copy what is not ours from a folder, if there is one, to its replacement."""
+    readme = [README] if os.path.lexists(folder / README) else []
+    for name in [*foreign_names(folder, ours), *readme]:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            (new / name).mkdir(exist_ok=True)
+        elif not os.path.lexists(new / name):
+            shutil.copy2(folder / name, new / name, follow_symlinks=False)
 
 
 def ensure_folder(folder: str | Path, kind: str) -> None:

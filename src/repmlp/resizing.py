@@ -1,4 +1,4 @@
-"""The same network for another input size (RepMLP v1, section 4.4)."""
+"""The same network for another image size (RepMLP v1, section 4.4)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,41 +9,48 @@ from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
-from .conversion import deploy_arguments
+from .conversion import deploy_arguments, timm_model
+
+#: Entries of a timm config that depend on the image size; the new network has its own.
+SIZES = ("input_size", "test_input_size", "min_input_size", "pool_size", "fixed_input_size")
 
 
 @dataclass(frozen=True)
 class Resized:
-    """What :func:`resize` made.
+    """Result of :func:`resize`.
 
     Attributes:
         model: the network for the new size, in the form and mode of the old one.
-        inherited: names of the tensors that it took over.
-        fresh: names of the tensors that start afresh: of FC1 and FC2 where the number of partitions changed.
-        dropped: names of the old network's tensors that have no place in the new one.
+        copied: names of the tensors with the old values.
+        reinitialized: names of the tensors with new values: of FC1 and FC2 where the number of partitions changed.
+        dropped: names of the old network's tensors that the new one does not have.
     """
 
     model: nn.Module
-    inherited: tuple[str, ...]
-    fresh: tuple[str, ...]
+    copied: tuple[str, ...]
+    reinitialized: tuple[str, ...]
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.inherited)} tensors inherited, {len(self.fresh)} fresh, {len(self.dropped)} dropped"]
-        lines += [f"fresh: {name}" for name in self.fresh] + [f"dropped: {name}" for name in self.dropped]
+        counts = f"{len(self.copied)} tensors copied, {len(self.reinitialized)} reinitialized"
+        lines = [f"{counts}, {len(self.dropped)} dropped"]
+        lines += [f"reinitialized: {name}" for name in self.reinitialized]
+        lines += [f"dropped: {name}" for name in self.dropped]
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resized:
-    """Build a network anew for another image size and give it the old one's weights.
+    """Build a network again for another image size, with the weights of the old one.
 
-    An FC has a fixed size, but only the Global Perceptrons depend on the size of the feature map: FC1
-    and FC2 have ``C*P`` features. Where P changes they start afresh, as in the paper; all else, FC3
-    included, is inherited. Train the result before you use it if anything is fresh.
+    An FC has a fixed size, but only the Global Perceptrons depend on the size of the feature map: FC1 and FC2 have
+    ``C*P`` features. They are reinitialized where P changes, as in the paper; everything else, FC3 included, is
+    copied. If anything was reinitialized, train the network before you use it.
+
+    The new network keeps what the weights expect of images (mean, std, interpolation, crop) and the class names.
 
     Args:
-        model: made by ``timm.create_model``, of this package.
+        model: a network of this package, made by ``timm.create_model``; wrappers are taken off.
         img_size: the new size, (H, W) or one number.
         changes: other arguments of the network to change with it, for example ``global_reduction``.
 
@@ -51,22 +58,23 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
         ValueError: if the model does not come from timm's registry, or something other than FC1 and FC2
             would have to change its shape.
     """
-    if not hasattr(model, "pretrained_cfg"):
-        raise ValueError(
-            f"{type(model).__name__} was not made by timm.create_model: build it for the new size yourself"
-        )
+    model = timm_model(model)
     old = model.state_dict()
     arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **deploy_arguments(model), **changes}
+    kept = {key: value for key, value in model.pretrained_cfg.items() if key not in SIZES}
     parameter = next(model.parameters())
-    new = timm.create_model(model.pretrained_cfg["architecture"], **arguments)
+    try:
+        new = timm.create_model(model.pretrained_cfg["architecture"], pretrained_cfg_overlay=kept, **arguments)
+    except TypeError as error:
+        raise ValueError(f"this {type(model).__name__} cannot be built for another size: {error}") from error
     new = new.to(parameter.device, parameter.dtype).train(model.training)
-    inherited, fresh = [], []
+    copied, reinitialized = [], []
     for name, tensor in new.state_dict().items():
         if name in old and old[name].shape == tensor.shape:
             tensor.copy_(old[name])
-            inherited.append(name)
+            copied.append(name)
         elif ".global_perceptron." in name:
-            fresh.append(name)
+            reinitialized.append(name)
         else:
             was = list(old[name].shape) if name in old else "nothing"
             raise ValueError(
@@ -74,4 +82,4 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
                 f"only the image size and the Global Perceptrons may differ, got {changes}"
             )
     dropped = tuple(name for name in old if name not in new.state_dict())
-    return Resized(new, tuple(inherited), tuple(fresh), dropped)
+    return Resized(new, tuple(copied), tuple(reinitialized), dropped)

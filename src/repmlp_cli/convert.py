@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from repmlp import complexity, is_reparameterized, load_model, official, reparameterize, save_model, verify
-from repmlp.checkpoint import CONFIG, check_free
+from repmlp.checkpoint import MODEL_FILES, model_folder
 from repmlp.files import atomic_file, ensure_can_write
 from repmlp_settings import Convert
 
@@ -16,7 +16,12 @@ from .console import print_report, say
 def run(settings: Convert) -> int:
     output = Path(settings.output) if settings.output else default_output(settings.model, settings.to)
     if settings.to == "timm":
-        check_free(output, CONFIG, settings.overwrite)
+        if output.resolve() == model_folder(settings.model).resolve():
+            raise ValueError(
+                f"{output} holds the training form, which cannot be made again from the deploy form: "
+                f"choose another folder for the deploy form"
+            )
+        ensure_can_write(output, MODEL_FILES, settings.overwrite)
     else:
         ensure_can_write(output, overwrite=settings.overwrite)
     model = load_model(settings.model)

@@ -1,12 +1,11 @@
 """`repmlp import`"""
 
-from pathlib import Path
-
 import torch
 
 from repmlp import official, save_model
-from repmlp.checkpoint import CONFIG, check_architecture, check_free
+from repmlp.checkpoint import MODEL_FILES, check_architecture
 from repmlp.conversion import example_inputs
+from repmlp.files import ensure_can_write
 from repmlp.official.checkpoint import build_for, describe, read_checkpoint
 from repmlp_settings import Import
 
@@ -15,7 +14,7 @@ from .console import say
 
 def run(settings: Import) -> int:
     check_architecture(settings.arch)
-    check_free(Path(settings.output), CONFIG, settings.overwrite)
+    ensure_can_write(settings.output, MODEL_FILES, settings.overwrite)
     weights = read_checkpoint(settings.file)
     kind = describe(weights)
     say(f"{settings.file}: {len(weights)} tensors, {kind}")

@@ -12,6 +12,7 @@ from .norm_folding import fold_norms
 from .reparameterization import reparameterize
 from .report import BlockDeviation, EquivalenceReport
 from .rounding import Deviation, deviation
+from .wrappers import timm_model, unwrap_model
 
 __all__ = [
     "BlockDeviation",
@@ -26,5 +27,7 @@ __all__ = [
     "iter_reparameterizable",
     "needs_reparameterize",
     "reparameterize",
+    "timm_model",
+    "unwrap_model",
     "verify",
 ]
