@@ -169,7 +169,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        total.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
