@@ -13,7 +13,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
 from keyword import iskeyword
-from typing import get_origin
+from typing import Any, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -43,15 +43,19 @@ def build_parser(only: str | None = None) -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """The command that a user typed, and its settings; exits with a usage message if it is not one."""
     only = next((word for word in argv if word in COMMANDS), "")
     args = build_parser(only).parse_args(_spell(argv, only))
     values = args[args.command]
     values.pop("config", None)
-    settings = COMMANDS[args.command](**{key: _plain(value) for key, value in vars(values).items()})
-    command = importlib.import_module(f"repmlp_cli.{args.command}{'_' if iskeyword(args.command) else ''}")
+    return args.command, COMMANDS[args.command](**{key: _plain(value) for key, value in vars(values).items()})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    name, settings = parse(sys.argv[1:] if argv is None else argv)
+    command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
     try:
         return command.run(settings)
     except KeyboardInterrupt as stop:
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n{stop or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {_as_flags(str(error), args.command)}", file=sys.stderr)
+        print(f"error: {_as_flags(str(error), name)}", file=sys.stderr)
         return 2
 
 
