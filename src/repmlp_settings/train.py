@@ -34,7 +34,10 @@ class Train:
         random_erasing: Probability that a rectangle of an image is erased.
         mixup: Alpha of mixup; 0 is off.
         cutmix: Alpha of CutMix; 0 is off; of both, each batch gets one.
-        val_fraction: Part of the training images held out to choose the best epoch; 0 keeps the last epoch.
+        val_fraction: Part of the training images held out to choose the best epoch, if the data set has no validation
+            split; 0 keeps the last epoch.
+        val_draw: How they are drawn: by-class, or at-random as earlier versions did.
+        labels: With weights whose class names are known: match classes by-name, or take them by-index.
         epochs: Passes over the training images.
         batch_size: Images per step of the optimizer, over all processes.
         accumulation: Parts that a batch is computed in, to need less memory.
@@ -83,6 +86,8 @@ class Train:
     mixup: float = 0.0
     cutmix: float = 0.0
     val_fraction: float = 0.1
+    val_draw: Literal["by-class", "at-random"] = "by-class"
+    labels: Literal["by-name", "by-index"] = "by-name"
     epochs: int = 100
     batch_size: int = 128
     accumulation: int = 1

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pictures import encoded, picture
-from repmlp.data import Transformed, eval_transform, hold_out
+from repmlp.data import Transformed, eval_transform, split_train_val
 from repmlp.data import load_data as load_any_data
 from repmlp.data.sets import CACHE
 
@@ -98,18 +98,18 @@ def test_an_empty_class(folders, part):
     for path in (folders / part / "dog").iterdir():
         path.rename(path.with_suffix(".txt"))
     with pytest.raises(
-        FileNotFoundError, match=rf"no image in \S+{part}/dog: add some, or remove .* train and val alike"
+        FileNotFoundError, match=rf"no image in \S+{part}/dog: add some, or remove the class from all splits"
     ):
         load_data(f"folder:{folders}")
 
 
 def test_classes_that_differ_are_named(folders):
     (folders / "val" / "dog").rename(folders / "val" / "wolf")
-    message = r"other classes to train on than to test on: dog only in \S+train; wolf only in \S+val"
+    message = r"the classes of .* differ: dog only in \S+train; wolf only in \S+val"
     with pytest.raises(ValueError, match=message):
         load_data(f"folder:{folders}")
     shutil.rmtree(folders / "val" / "wolf")
-    with pytest.raises(ValueError, match=r"to test on: dog only in \S+train$"):
+    with pytest.raises(ValueError, match=r"differ: dog only in \S+train$"):
         load_data(f"folder:{folders}")
 
 
@@ -122,7 +122,7 @@ def test_a_broken_image_stops_the_run_where_it_is_reached(folders, workers):
     cut(folders / "val" / "dog" / "0.png")
     batches = iter(DataLoader(Transformed(data.test, eval_transform(COLOR)), batch_size=2, num_workers=workers))
     seen = []
-    with pytest.raises(ValueError, match=r"val/dog/0\.png is not an image that can be read .*--bad_images skip"):
+    with pytest.raises(ValueError, match=r"val/dog/0\.png is not an image that can be read .*bad_images='skip'"):
         seen.extend(labels.tolist() for _, labels in batches)
     assert seen == [[0, 0]]
     assert [labels.tolist() for _, labels in batches] == [[1, 1]]  # workers leave at once when all is taken
@@ -130,7 +130,7 @@ def test_a_broken_image_stops_the_run_where_it_is_reached(folders, workers):
 
 def test_a_broken_image_among_those_the_statistics_come_from_stops_at_once(folders):
     (folders / "train" / "cat" / "1.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"train/cat/1\.png is not an image that can be read .*--bad_images skip"):
+    with pytest.raises(ValueError, match=r"train/cat/1\.png is not an image that can be read .*bad_images='skip'"):
         load_data(f"folder:{folders}")
 
 
@@ -148,7 +148,7 @@ def test_broken_images_are_left_out_counted_and_named(folders, workers):
     ] * 5
     loader = DataLoader(Transformed(data.test, eval_transform(COLOR)), batch_size=2, num_workers=workers)
     assert [label for _, labels in loader for label in labels.tolist()] == [0, 0, 1, 1]  # each of the others once
-    train, held_out = hold_out(data.train, 0.4, seed=0)
+    train, held_out = split_train_val(data.train.labels, 0.4, seed=0)
     assert sorted(train + held_out) == list(range(5))
 
 

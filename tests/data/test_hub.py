@@ -93,7 +93,7 @@ def test_what_cannot_be_used(datasets, write, tmp_path):
 def test_broken_images_stop_or_are_left_out(datasets, write, tmp_path):
     name = write(names(datasets), broken=(1,))
     with pytest.raises(
-        ValueError, match=r"image 1 of \S+ \(train\) is not an image that can be read .*--bad_images skip"
+        ValueError, match=r"image 1 of \S+ \(train\) is not an image that can be read .*bad_images='skip'"
     ):
         load_data(name, tmp_path / "cache")
     with pytest.warns(UserWarning, match=r"2 of 8 images cannot be read .*: image 1 of \S+ \(train\), image 1 of"):
@@ -106,7 +106,7 @@ def test_a_set_that_is_not_there_is_not_asked_for_unless_downloads_are_allowed(d
     requests = []
     monkeypatch.setattr("socket.getaddrinfo", lambda host, *args, **kwargs: requests.append(host))
     with pytest.raises(
-        FileNotFoundError, match=r"no data set someone/some: pass --download to get it from the Hub, or give"
+        FileNotFoundError, match=r"no data set someone/some: pass download=True to get it from the Hub, or give"
     ):
         load_data("hfds/someone/some", tmp_path)
     assert requests == []

@@ -5,20 +5,19 @@ import pytest
 from PIL import Image
 
 from pictures import encoded, picture
-from repmlp.data.images import EncodedImages, decode_image, evenly_spread, find_unreadable, levels, mean_std
+from repmlp.data.decoding import decode_image
+from repmlp.data.images import EncodedImages, channel_histogram, evenly_spread, find_unreadable, mean_std
 
 
 class Files(EncodedImages):
     """Encoded images in memory, each of its own class."""
 
     def __init__(self, files):
+        super().__init__(np.arange(len(files)))
         self.files = files
 
-    def __len__(self):
-        return len(self.files)
-
     def encoded(self, i):
-        return self.files[i], i
+        return self.files[i]
 
     def name(self, i):
         return f"image {i}"
@@ -32,17 +31,20 @@ def test_mean_and_std_are_over_all_pixels_and_images_have_the_same_weight():
     pixels = [np.asarray(image) / 255 for image in (small, large)]
     mean = np.mean([x.mean((0, 1)) for x in pixels], axis=0)
     std = np.sqrt(np.mean([(x**2).mean((0, 1)) for x in pixels], axis=0) - mean**2)
-    computed = mean_std(map(levels, (small, large)))
+    computed = mean_std(map(channel_histogram, (small, large)))
     assert computed[0] == pytest.approx(mean, abs=1e-4)
     assert computed[1] == pytest.approx(std, abs=1e-4)
 
 
 def test_gray_images_have_one_mean():
-    assert mean_std([levels(Image.new("L", (4, 4), 0)), levels(Image.new("L", (2, 2), 255))]) == ((0.5,), (0.5,))
+    assert mean_std([channel_histogram(Image.new("L", (4, 4), 0)), channel_histogram(Image.new("L", (2, 2), 255))]) == (
+        (0.5,),
+        (0.5,),
+    )
 
 
 def test_images_of_one_color_have_a_std_that_can_be_divided_by():
-    assert mean_std([levels(Image.new("RGB", (4, 4), (0, 255, 51)))]) == ((0.0, 1.0, 0.2), (0.0039,) * 3)
+    assert mean_std([channel_histogram(Image.new("RGB", (4, 4), (0, 255, 51)))]) == ((0.0, 1.0, 0.2), (0.0039,) * 3)
 
 
 def test_a_sample_is_spread_evenly():
@@ -55,11 +57,11 @@ def test_a_sample_is_spread_evenly():
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_a_small_image_is_at_most_256_pixels_wide_and_looks_the_same(format):
     image = Image.linear_gradient("L").resize((1200, 900)).convert("RGB")
-    small = Files([encoded(image, format)]).small(0)
+    small = Files([encoded(image, format)]).thumbnail(0)
     assert small.size == (256, 192)
     difference = np.asarray(small, dtype=int) - np.asarray(image.resize((256, 192)), dtype=int)
     assert np.abs(difference).max() <= 4
-    assert Files([encoded(picture(0))]).small(0).size == picture(0).size
+    assert Files([encoded(picture(0))]).thumbnail(0).size == picture(0).size
 
 
 def test_what_cannot_be_read_is_found_wherever_it_is():
@@ -85,6 +87,6 @@ def test_an_image_that_cannot_be_decoded_is_named():
     with pytest.raises(ValueError, match=r"^somewhere/x\.png is not an image that can be read \("):
         decode_image(b"no image", "somewhere/x.png")
     with pytest.raises(
-        ValueError, match=r"^image 0 is not an image .*: repair or remove it, or leave out .*--bad_images skip"
+        ValueError, match=r"^image 0 is not an image .*: repair or remove it, or leave out .*bad_images='skip'"
     ):
         Files([encoded(picture(0))[:100]])[0]

@@ -35,7 +35,7 @@ def decoded(monkeypatch):
     names, decode = [], pixels._decode
 
     def counted(parts, size, on_check):
-        names.extend(data.name(i) for data, indices in parts for i in indices)
+        names.extend(part.name(i) for part in parts for i in range(len(part)))
         return decode(parts, size, on_check)
 
     monkeypatch.setattr(pixels, "_decode", counted)

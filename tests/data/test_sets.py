@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pictures import picture
-from repmlp.data import NORMALIZATION, hold_out, load_data
+from repmlp.data import NORMALIZATION, draw_train_val, load_data
 
 
 def write_mnist(folder, images=20, size=28):
@@ -82,17 +82,17 @@ def test_a_large_torchvision_set_is_one_of_image_files(imagenet):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("torch/cifar10", "pass --download"),
-        ("torch/places365", "pass --download"),
+        ("torch/cifar10", "pass download=True"),
+        ("torch/places365", "pass download=True"),
         (
             "torch/fashion_mnist",
-            r"pass --download, or install Debian's package dataset-fashion-mnist .* \S+/FashionMNIST/raw",
+            r"pass download=True, or install Debian's package dataset-fashion-mnist .* \S+/FashionMNIST/raw",
         ),
         ("torch/imagenet", "put the archives from image-net.org there"),
     ],
 )
 def test_torchvision_data_that_is_not_there_says_how_to_get_it(tmp_path, name, how):
-    with pytest.raises(FileNotFoundError, match=rf"no {name} in .*: point --data_root .* or {how}"):
+    with pytest.raises(FileNotFoundError, match=rf"no {name} in .*: point data_root .* or {how}"):
         load_data(name, tmp_path)
 
 
@@ -124,9 +124,9 @@ def test_an_unknown_way_with_bad_images_is_refused(folders):
 
 
 def test_held_out_images_are_the_same_for_a_seed_and_apart_from_the_others():
-    train, held_out = hold_out(range(50), 0.2, seed=3)
+    train, held_out = draw_train_val(50, 0.2, seed=3)
     assert (len(train), len(held_out)) == (40, 10)
     assert sorted(train + held_out) == list(range(50))
-    assert hold_out(range(50), 0.2, seed=3) == (train, held_out)
-    assert hold_out(range(50), 0.2, seed=4) != (train, held_out)
-    assert hold_out(range(50), 0.0, seed=3) == (list(range(50)), [])
+    assert draw_train_val(50, 0.2, seed=3) == (train, held_out)
+    assert draw_train_val(50, 0.2, seed=4) != (train, held_out)
+    assert draw_train_val(50, 0.0, seed=3) == (list(range(50)), [])

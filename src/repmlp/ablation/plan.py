@@ -12,7 +12,7 @@ from torch import Tensor
 from repmlp_settings import Train
 
 from ..counting import Complexity, complexity
-from ..data import ImageData, count_batches, hold_out, load_data
+from ..data import ImageData, count_batches, load_data
 from ..deploy import Timing, time_interleaved
 from ..training.batches import data_config_of
 from ..training.setup import build_loss, build_model, build_optimizer
@@ -60,10 +60,10 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     data = load_data(
         settings.data, settings.data_root, settings.download, settings.bad_images, in_memory=settings.in_memory
     )
-    to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
+    to_train, validation = data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw)
     batch_size = min(settings.batch_size, len(to_train))
     steps = count_batches(len(to_train), batch_size, train=True)
-    looks = count_batches(len(held_out), batch_size, train=False)
+    looks = count_batches(len(validation[1]) if validation else 0, batch_size, train=False)
 
     compiler = "inductor" if settings.compile else None
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=settings.cpu, dynamo_backend=compiler)

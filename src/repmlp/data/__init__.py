@@ -1,9 +1,11 @@
 """Data sets by name, and the way from their images to batches."""
 
+from .decoding import open_image
 from .loading import Batches, ImageBatches, Part, count_batches, epoch_batches, seed_everything
 from .memory import TensorBatches, crop_and_flip, fits_in_memory, load_tensor, normalize
-from .sets import FOLDER, NORMALIZATION, ImageData, hold_out, load_data
-from .transforms import Transformed, eval_transform, open_image, train_transform
+from .sets import FOLDER, NORMALIZATION, ImageData, load_data
+from .splits import draw_train_val, split_train_val
+from .transforms import Transformed, eval_transform, train_transform
 
 __all__ = [
     "FOLDER",
@@ -16,14 +18,15 @@ __all__ = [
     "Transformed",
     "count_batches",
     "crop_and_flip",
+    "draw_train_val",
     "epoch_batches",
     "eval_transform",
     "fits_in_memory",
-    "hold_out",
     "load_data",
     "load_tensor",
     "normalize",
     "open_image",
     "seed_everything",
+    "split_train_val",
     "train_transform",
 ]

@@ -1,4 +1,4 @@
-"""What was found out about a data set, kept in a file beside it."""
+"""What was computed from a data set, kept in a file next to it."""
 
 import json
 from collections.abc import Callable
@@ -12,24 +12,25 @@ from ..files import atomic_file
 FORMAT = 1
 
 
-def remembered(file: Path | None, contents: dict[str, Any], compute: Callable[[str], Any]) -> dict[str, Any]:
-    """``compute(key)`` for each key, or what it gave when the content of that key was the same.
+def get_or_compute(file: Path | None, contents: dict[str, Any], compute: Callable[[str], Any]) -> dict[str, Any]:
+    """``compute(key)`` for each key, or its result from an earlier call in which the key had the same content.
 
-    A file that is missing, cannot be read or holds something else counts as empty; one that cannot be
-    written (a read-only folder, a full disk) is left, and all is computed again the next time. It is
-    written as a whole or not at all, so several processes may do so at once.
+    A file that is missing, cannot be read or holds something else counts as empty. If it cannot be written
+    (a read-only folder, a full disk), it stays as it is, and the next call computes everything again. It is
+    written as a whole or not at all, so several processes may call this at once.
 
     Args:
-        file: JSON; None to remember nothing.
+        file: JSON; None to keep nothing.
         contents: by key, what the value depends on, as plain JSON values.
-        compute: gives a plain JSON value.
+        compute: returns a plain JSON value.
     """
     entries = _read(file) if file else {}
     stale = [key for key, content in contents.items() if not _is_current(entries.get(key), content)]
     for key in stale:
         entries[key] = {"content": contents[key], "value": compute(key)}
     if file and stale:
-        _write(file, entries)
+        with suppress(OSError), atomic_file(file) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")
     return {key: entries[key]["value"] for key in contents}
 
 
@@ -38,13 +39,8 @@ def _is_current(entry: Any, content: Any) -> bool:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         stored = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(stored, dict) and stored.get("format") == FORMAT and isinstance(stored.get("entries"), dict):
             return stored["entries"]
     return {}
-
-
-def _write(file: Path, entries: dict[str, Any]) -> None:
-    with suppress(OSError), atomic_file(file) as path:
-        path.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")

@@ -13,7 +13,7 @@ from timm.data import create_dataset
 
 from ..extras import import_optional
 from .images import EncodedImages
-from .splits import HELD_OUT, Splits, class_names_of
+from .splits import Splits, choose_splits, class_names_of
 
 
 class HubImages(EncodedImages):
@@ -23,18 +23,16 @@ class HubImages(EncodedImages):
     """
 
     def __init__(self, reader: Any, source: str, labels: np.ndarray) -> None:
-        self.reader, self.source, self.labels = reader, source, labels
-
-    def __len__(self) -> int:
-        return len(self.reader)
+        super().__init__(labels)
+        self.reader, self.source = reader, source
 
     def name(self, i: int) -> str:
         return f"image {i} of {self.source}"
 
-    def encoded(self, i: int) -> tuple[bytes, int]:
-        file, label = self.reader[int(i)]
+    def encoded(self, i: int) -> bytes:
+        file, _ = self.reader[int(i)]
         with file:
-            return file.read(), int(label)
+            return file.read()
 
     def fingerprint(self, times: bool = True) -> str:
         """The names of the Arrow files, which hold a hash of what they were made from."""
@@ -67,22 +65,23 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
         try:
             splits = datasets.load_dataset(name, cache_dir=cache)
         except (OSError, ValueError) as error:
-            how = "" if download else " pass --download to get it from the Hub, or"
+            how = "" if download else " pass download=True to get it from the Hub, or"
             raise FileNotFoundError(f"no data set {name}:{how} give the path of a folder ({error})") from error
-        held_out = next((part for part in HELD_OUT if part in splits), None)
-        if "train" not in splits or held_out is None:
-            raise ValueError(f"{name} has the splits {', '.join(splits)}: it needs train, and {' or '.join(HELD_OUT)}")
+        chosen = choose_splits(list(splits), name)
         image, label = _columns(name, splits["train"].features, datasets)
-        train, test = (
-            HubImages(
+        data = {
+            kind: HubImages(
                 create_dataset(f"hfds/{name}", cache, split, input_key=image, target_key=label).reader,
                 f"{name} ({split})",
                 np.asarray(splits[split][label]),
             )
-            for split in ("train", held_out)
-        )
-    stated = getattr(splits["train"].features[label], "names", None)
-    return Splits(train, test, class_names_of(name, train.labels, test.labels, stated), train.folder())
+            for kind, split in chosen.items()
+        }
+    names = class_names_of(
+        name, [part.labels for part in data.values()], getattr(splits["train"].features[label], "names", None)
+    )
+    ignored = tuple(f"the split {split}" for split in splits if split not in chosen.values())
+    return Splits(data["train"], data.get("val"), data["test"], names, data["train"].folder(), ignored)
 
 
 def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:

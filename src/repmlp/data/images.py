@@ -1,41 +1,88 @@
 """Data sets of image files: reading them, finding those that cannot be read, and the statistics of their pixels."""
 
+import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
+
+from .decoding import decode_image
 
 #: Images that the mean and standard deviation are computed from, at most, and their longer side in pixels.
 SAMPLE, SAMPLE_SIZE = 2000, 256
 
 
-class EncodedImages(Dataset[tuple[Image.Image, int]], ABC):
-    """A map-style data set of image files, wherever they lie: (PIL image in RGB, class index).
+class LabeledImages(Dataset[tuple[Image.Image, int]], ABC):
+    """A map-style data set of (PIL image, class index).
 
-    Map-style, so that shuffling, holding out, going on where a run stopped and dividing an epoch among
-    processes are functions of indices. It holds no open files: workers get a copy, forked or pickled.
+    Map-style, so that shuffling, splitting, resuming and dividing an epoch among processes are functions
+    of indices.
+
+    Attributes:
+        labels: class index of each image (N).
+    """
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]: ...
+
+    def relabeled(self, new: Sequence[int]) -> Any:
+        """The same images; class ``i`` is now class ``new[i]``."""
+        other = copy.copy(self)
+        other.labels = np.asarray(new)[self.labels]
+        return other
+
+
+class PixelImages(LabeledImages):
+    """Images in memory: bytes (N, h, w) or (N, h, w, 3), and labels (N)."""
+
+    def __init__(self, pixels: Tensor, labels: np.ndarray) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[i].numpy()), int(self.labels[i])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+class EncodedImages(LabeledImages):
+    """Image files, wherever they are, as images in RGB.
+
+    It holds no open files: workers get a copy, forked or pickled.
+
+    Attributes:
+        turned: whether an image has been read, by any worker, and turned as its EXIF orientation says (N).
     """
 
     #: What to do about an image that cannot be read; ends the message that names it.
-    advice = "repair or remove it, or leave out what cannot be read with --bad_images skip"
+    advice = "repair or remove it, or leave out what cannot be read with bad_images='skip'"
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.turned = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
 
     @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def encoded(self, i: int) -> tuple[bytes, int]:
-        """The file of image ``i``, undecoded, and the index of its class."""
+    def encoded(self, i: int) -> bytes:
+        """The file of image ``i``, not decoded."""
 
     @abstractmethod
     def name(self, i: int) -> str:
         """Where image ``i`` is, for a person to find it."""
-
-    #: Class index of each image (N).
-    labels: np.ndarray
 
     @abstractmethod
     def fingerprint(self, times: bool = True) -> str:
@@ -47,19 +94,19 @@ class EncodedImages(Dataset[tuple[Image.Image, int]], ABC):
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
         """Image and class index; ValueError, naming the image, if it cannot be read."""
-        return self._decoded(i)
+        return self._decoded(i), int(self.labels[i])
 
-    def small(self, i: int) -> Image.Image:
+    def thumbnail(self, i: int) -> Image.Image:
         """Image ``i``, shrunk to SAMPLE_SIZE pixels on its longer side if it is larger."""
-        image, _ = self._decoded(i, SAMPLE_SIZE)
+        image = self._decoded(i, SAMPLE_SIZE)
         image.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
         return image
 
     def is_readable(self, i: int) -> bool:
         """Whether image ``i`` can be decoded to its last byte.
 
-        A file that is gone, or that one may not read, is not readable; other errors of the disk or
-        network are raised, since they tell nothing about the image.
+        A missing file, or one without read permission, is not readable. Other errors of the disk or network
+        are raised, since they say nothing about the image.
         """
         try:
             self._decoded(i, SAMPLE_SIZE)
@@ -67,38 +114,35 @@ class EncodedImages(Dataset[tuple[Image.Image, int]], ABC):
             return False
         return True
 
-    def _decoded(self, i: int, size: int | None = None) -> tuple[Image.Image, int]:
-        encoded, label = self.encoded(i)
+    def _decoded(self, i: int, size: int | None = None) -> Image.Image:
         try:
-            return decode_image(encoded, self.name(i), size).convert("RGB"), label
+            image = decode_image(self.encoded(i), self.name(i), size)
         except ValueError as error:
             raise ValueError(f"{error}: {self.advice}") from error
+        if "turned" in image.info:
+            self.turned[i] = True
+        return image.convert("RGB")
 
 
-def decode_image(encoded: bytes, name: str, size: int | None = None) -> Image.Image:
-    """Decode an image file.
+class ChosenImages(EncodedImages):
+    """Some of the images of a data set."""
 
-    Args:
-        encoded: its bytes.
-        name: for messages.
-        size: if given, an image with sides of no less than this will do, which is faster for JPEG: its
-            format holds smaller ones. The bytes are read to the last, whatever the size.
+    def __init__(self, data: EncodedImages, indices: Sequence[int]) -> None:
+        self.data, self.indices, self.advice = data, np.asarray(indices), data.advice
+        super().__init__(data.labels[self.indices])
 
-    Raises:
-        ValueError: if they are no image, or not all of one.
-    """
-    try:
-        with Image.open(BytesIO(encoded)) as image:
-            if size is not None:
-                image.draft("RGB", (size, size))
-            image.load()
-            return image.copy()
-    except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise ValueError(f"{name} is not an image that can be read ({error})") from error
+    def encoded(self, i: int) -> bytes:
+        return self.data.encoded(int(self.indices[i]))
+
+    def name(self, i: int) -> str:
+        return self.data.name(int(self.indices[i]))
+
+    def fingerprint(self, times: bool = True) -> str:
+        return sha256(json.dumps([self.data.fingerprint(times), self.indices.tolist()]).encode()).hexdigest()
 
 
 def find_unreadable(data: EncodedImages, on_check: Callable[[int, int], None]) -> list[int]:
-    """Indices of the images that cannot be read. Reads all of them, in threads: decoding leaves Python's lock.
+    """Indices of the images that cannot be read. All are decoded, in threads, JPEG at a fraction of its size.
 
     Args:
         on_check: called with the number of images checked so far, and of all.
@@ -117,24 +161,24 @@ def evenly_spread(n: int, most: int = SAMPLE) -> Sequence[int]:
     return range(n) if n <= most else [i * n // most for i in range(most)]
 
 
-def levels(image: Image.Image) -> np.ndarray:
-    """How often each of the 256 levels comes in each channel of an image, as a part of its pixels (C, 256)."""
+def channel_histogram(image: Image.Image) -> np.ndarray:
+    """The share of an image's pixels at each of the 256 levels, per channel (C, 256)."""
     histogram = np.array(image.histogram(), dtype=np.float64).reshape(-1, 256)
     return histogram / histogram[0].sum()
 
 
-def mean_std(shares: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_std(histograms: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixels in [0, 1], per channel, to four decimals.
 
     ``mean = E[x]`` and ``std = sqrt(E[x^2] - mean^2)`` over the pixels of all images, each image with the
     same weight. A channel that does not vary gets a standard deviation of one gray level, to be divided by.
 
     Args:
-        shares: of each image, what :func:`levels` gives (C, 256).
+        histograms: of each image, as :func:`channel_histogram` gives it (C, 256).
     """
     total, images = np.zeros(()), 0
-    for share in shares:
-        total, images = total + share, images + 1
+    for histogram in histograms:
+        total, images = total + histogram, images + 1
     share, level = total / images, np.arange(256) / 255
     mean = share @ level  # (C)
     std = np.sqrt(np.maximum(share @ level**2 - mean**2, 255.0**-2))

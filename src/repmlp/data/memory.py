@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .images import PixelImages
 from .loading import WHOLE, Part, augmentation_draws, count_batches, epoch_batches, seed_everything
-from .pixels import MEMORY_LIMIT, PixelImages
+from .pixels import MEMORY_LIMIT
 from .transforms import eval_transform
 
 

@@ -13,18 +13,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from .images import EncodedImages
+from ..files import atomic_file
+from .images import EncodedImages, PixelImages
 
 #: By default, images are kept in memory if the pixels of all of them take no more bytes than this.
 MEMORY_LIMIT = 2**30
@@ -34,33 +32,8 @@ PIXELS = "repmlp-pixels.safetensors"
 FORMAT = 1
 
 
-class PixelImages(Dataset[tuple[Image.Image, int]]):
-    """A data set of PIL images whose pixels are in memory: bytes (N, h, w) or (N, h, w, 3), and labels (N)."""
-
-    def __init__(self, pixels: Tensor, labels: np.ndarray) -> None:
-        self.pixels, self.labels = pixels, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[i].numpy()), int(self.labels[i])
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width)"""
-        return self.pixels.shape[1], self.pixels.shape[2]
-
-
-class _SizesDiffer(ValueError):
-    """The images cannot be one tensor."""
-
-
 def load_pixels(
-    parts: Sequence[tuple[EncodedImages, Sequence[int]]],
-    folder: Path | None,
-    force: bool,
-    on_check: Callable[[int, int], None],
+    parts: Sequence[EncodedImages], folder: Path | None, force: bool, on_check: Callable[[int, int], None]
 ) -> list[PixelImages] | None:
     """Decode data sets of image files into memory, or find their pixels in the file of an earlier run.
 
@@ -68,7 +41,6 @@ def load_pixels(
     used as long as the names, sizes and times of change of the image files are the same.
 
     Args:
-        parts: data sets, and the indices of those of their images that can be read.
         folder: that holds the images; None to keep no file.
         force: keep the images in memory even if they take more bytes than MEMORY_LIMIT.
         on_check: called with the number of images decoded so far, and of all.
@@ -79,61 +51,45 @@ def load_pixels(
     Raises:
         ValueError: for an image that cannot be read; with ``force``, if the images differ in size.
     """
-    data, indices = parts[0]
-    width, height = data[indices[0]][0].size
-    if not force and sum(len(indices) for _, indices in parts) * height * width * 3 > MEMORY_LIMIT:
+    width, height = parts[0][0][0].size
+    if not force and sum(map(len, parts)) * height * width * 3 > MEMORY_LIMIT:
         return None
     files = [folder / PIXELS, _user_file(folder)] if folder else []
-    key = _key(parts) if files else ""
+    state = [FORMAT, PIL.__version__, *(part.fingerprint() for part in parts)] if files else []
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     found = next((found for file in files if (found := _read(file, key))), None)
     if found is None:
         found = _decode(parts, (width, height), on_check)
         any(_write(file, key, found) for file in files)  # the first that can be written
-    pixels, difference = found
+    tensors, difference = found
     if difference and force:
         raise ValueError(f"images of different sizes cannot be kept in memory: {difference}; use in_memory='auto'")
     if difference:
         return None
-    labels = [data.labels[np.asarray(indices)] for data, indices in parts]
-    return [PixelImages(*of_part) for of_part in zip(pixels, labels, strict=True)]
+    return [PixelImages(pixels, part.labels) for pixels, part in zip(tensors, parts, strict=True)]
 
 
-#: The pixels of each part, or how the sizes of two images differ.
+#: The pixels of each part (N, h, w, 3), or how the sizes of two images differ.
 Found = tuple[list[Tensor], str]
 
 
-def _decode(
-    parts: Sequence[tuple[EncodedImages, Sequence[int]]], size: tuple[int, int], on_check: Callable[[int, int], None]
-) -> Found:
+def _decode(parts: Sequence[EncodedImages], size: tuple[int, int], on_check: Callable[[int, int], None]) -> Found:
     """Decode all images; stop at the first that is not of ``size`` (width, height)."""
     width, height = size
-    total, done = sum(len(indices) for _, indices in parts), 0
-    tensors = []
+    tensors = [torch.empty(len(part), height, width, 3, dtype=torch.uint8) for part in parts]
+    total, done = sum(map(len, parts)), 0
     with ThreadPoolExecutor() as pool:
-        for data, indices in parts:
-            pixels = torch.empty(len(indices), height, width, 3, dtype=torch.uint8)
-            for start in range(0, len(indices), 1024):
-                block = indices[start : start + 1024]
-                for place, i, (image, _) in zip(
-                    range(start, start + len(block)), block, pool.map(data.__getitem__, block), strict=True
-                ):
+        for part, pixels in zip(parts, tensors, strict=True):
+            for start in range(0, len(part), 1024):
+                block = range(start, min(start + 1024, len(part)))
+                for i, (image, _) in zip(block, pool.map(part.__getitem__, block), strict=True):
                     if image.size != size:
-                        shapes = [f"{width}x{height}", f"{image.width}x{image.height}"]
-                        return [], f"{parts[0][0].name(parts[0][1][0])} is {shapes[0]}, {data.name(i)} {shapes[1]}"
-                    pixels[place] = torch.from_numpy(np.array(image))
+                        first = f"{parts[0].name(0)} is {width}x{height}"
+                        return [], f"{first}, {part.name(i)} {image.width}x{image.height}"
+                    pixels[i] = torch.from_numpy(np.array(image))
                 done += len(block)
                 on_check(done, total)
-            tensors.append(pixels)
     return tensors, ""
-
-
-def _key(parts: Sequence[tuple[EncodedImages, Sequence[int]]]) -> str:
-    """Changes when the pixels may have: another image, another version of its decoder or of this module."""
-    state = [FORMAT, PIL.__version__]
-    for data, indices in parts:
-        left_out = sorted(set(range(len(data))) - set(indices)) if len(indices) < len(data) else []
-        state += [data.fingerprint(times=True), left_out]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _user_file(folder: Path) -> Path:
@@ -154,16 +110,13 @@ def _read(file: Path, key: str) -> Found | None:
 
 def _write(file: Path, key: str, found: Found) -> bool:
     """Write a file as a whole; False, with nothing left behind, if it cannot be written."""
-    pixels, difference = found
-    partial = file.with_name(f"{file.name}.{uuid4().hex}")
+    tensors, difference = found
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {str(number): tensor for number, tensor in enumerate(pixels)}
-        save_file(tensors, partial, {"key": key, "difference": difference})
-        partial.chmod(file.parent.stat().st_mode & 0o666)  # whoever may read the images may read their pixels
-        partial.replace(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        with atomic_file(file) as partial:
+            save_file(
+                {str(i): pixels for i, pixels in enumerate(tensors)}, partial, {"key": key, "difference": difference}
+            )
+            partial.chmod(file.parent.stat().st_mode & 0o666)  # whoever may read the images may read their pixels
+    except OSError:
         return False
     return True

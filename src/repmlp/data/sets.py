@@ -10,16 +10,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from timm.data import create_dataset
-from torch.utils.data import Dataset, Subset
 
 from ..extras import import_optional
-from .cache import remembered
+from .cache import get_or_compute
 from .folders import FileImages, open_folder
 from .hub import open_hub
-from .images import EncodedImages, evenly_spread, find_unreadable, levels, mean_std
-from .pixels import PixelImages, load_pixels
+from .images import (
+    ChosenImages,
+    EncodedImages,
+    LabeledImages,
+    PixelImages,
+    channel_histogram,
+    evenly_spread,
+    find_unreadable,
+    mean_std,
+)
+from .pixels import load_pixels
 from .shards import open_shards
-from .splits import Splits
+from .splits import Splits, draw_train_val, shorten, split_train_val
 
 #: Per-channel mean and standard deviation of the training images, in [0, 1]: published values of the sets that
 #: torchvision knows, and those of the digits as this module reads them.
@@ -40,27 +48,59 @@ CACHE = "repmlp-cache.json"
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, split as its makers did: images to train on, and images to test on at the end.
+    """A data set, split as its makers split it.
 
     Attributes:
-        train, test: map-style data sets of (PIL image, class index).
+        train, test: map-style data sets of (PIL image, class index): to train on, and to test on at the end.
         class_names: in the order of the indices.
         mean, std: of the training images' pixels in [0, 1], per channel; their number is that of the channels.
         image_size: (height, width) if all images are small, of this size and kept in memory.
-        skipped: images that cannot be read and were left out of ``train`` and ``test``, by name.
+        skipped: names of the images that cannot be read and are left out.
+        val: to choose the best epoch by; None if the data set has only two splits.
+        ignored: what else was found and left out, and why, each a sentence.
     """
 
-    train: Dataset
-    test: Dataset
+    train: LabeledImages
+    test: LabeledImages
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: tuple[int, int] | None = None
     skipped: tuple[str, ...] = ()
+    val: LabeledImages | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def in_chans(self) -> int:
         return len(self.mean)
+
+    def train_and_val(
+        self, fraction: float, seed: int, draw: Literal["by-class", "at-random"] = "by-class"
+    ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
+        """Which images to train on, and which to choose the best epoch by.
+
+        Args:
+            fraction: of the training images to validate on, if there is no validation split; 0 for no validation.
+            draw: "at-random" draws them as earlier versions did, whatever their classes.
+
+        Returns:
+            Indices in ``train``; a data set and indices in it, or None.
+
+        Raises:
+            ValueError: for "at-random" if there is a validation split.
+        """
+        if self.val is not None and draw == "at-random":
+            raise ValueError(
+                "the data set has a validation split, so val_draw='at-random' has nothing to draw; a run of an earlier "
+                "version, which tested on that split, cannot be resumed: start it again"
+            )
+        if self.val is not None:
+            return range(len(self.train)), (self.val, range(len(self.val))) if fraction else None
+        if draw == "at-random":
+            train, val = draw_train_val(len(self.train), fraction, seed)
+        else:
+            train, val = split_train_val(self.train.labels, fraction, seed, self.class_names)
+        return train, (self.train, val) if val else None
 
 
 def load_data(
@@ -73,27 +113,25 @@ def load_data(
 ) -> ImageData:
     """Open a data set by name.
 
-    Where the mean and standard deviation are not published they are computed: of small sets from all
-    training images; of others from at most 2,000, evenly spread over the set in its order (by class,
-    for a folder), each shrunk to 256 pixels on its longer side and with the same weight, to four
-    decimals. These are kept in CACHE beside the images, if that can be written, until the names of the
-    images (of shards: their sizes and times of change) are others.
+    The mean and standard deviation of small sets that have no published ones come from all training
+    images. Of others they come from at most 2,000, evenly spread over the set in its order (by class, for a
+    folder), each shrunk to 256 pixels on its longer side and with the same weight, to four decimals. They
+    are kept in CACHE next to the images, if that can be written, until an image file changes.
 
-    An image that cannot be read is found when it is reached, after hours perhaps, and stops the run.
-    With ``bad_images="skip"`` all images are read once, before anything else, and those that cannot be
-    read are left out, with a warning that counts and names them: so an index means the same image in
-    every process and every run, images held out stay apart, and each of the others is counted exactly
-    once. This takes a part of the time of an epoch. What was found is kept in CACHE too; of a set that
-    has not changed, only the images left out are read again.
+    By default an unreadable image stops the run when it is reached, possibly after hours. With
+    ``bad_images="skip"`` all images are read once before anything else, and those that cannot be read are
+    left out, with a warning that counts and names them: so an index means the same image in every process
+    and every run, and no image is counted twice. This takes a part of the time of an epoch. The result is
+    kept in CACHE too; of a set that has not changed, only the images left out are read again.
 
     Image files of one size are decoded once and kept in memory as a tensor of bytes, if that takes no
     more than MEMORY_LIMIT; :func:`repmlp.data.pixels.load_pixels` has the details.
 
     Args:
         name: ``digits`` (scikit-learn's 1797 handwritten digits of 8x8, on board, no download), ``torch/...``
-            (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder a class, in PATH/train and
-            PATH/val or PATH/test), ``wds/PATH`` (a folder of WebDataset shards) or ``hfds/NAME`` (of the
-            Hugging Face Hub, or a folder in one of its formats).
+            (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder per class, in PATH/train and
+            PATH/val, PATH/test or both), ``wds/PATH`` (a folder of WebDataset shards) or ``hfds/NAME`` (of
+            the Hugging Face Hub, or a folder in one of its formats).
         root: folder that holds the data, for ``torch/...`` and ``hfds/...``.
         download: let torchvision, or Hugging Face's datasets, fetch it into ``root``.
         bad_images: what to do about an image that cannot be read.
@@ -145,7 +183,7 @@ def _digits() -> ImageData:
 #: How to get a data set that is not there, where torchvision cannot fetch it or something else can.
 _HOW_TO_GET = {
     "torch/imagenet": "put the archives from image-net.org there, torchvision unpacks them",
-    "torch/fashion_mnist": "pass --download, or install Debian's package dataset-fashion-mnist and unpack the four "
+    "torch/fashion_mnist": "pass download=True, or install Debian's package dataset-fashion-mnist and unpack the four "
     "*-ubyte.gz in /usr/share/datasets/fashion-mnist into {root}/FashionMNIST/raw",
 }
 
@@ -158,55 +196,68 @@ def _torchvision(name: str, folder: Path, download: bool) -> tuple[Any, Any]:
     except (RuntimeError, AssertionError, OSError) as error:
         if download and name not in _HOW_TO_GET:
             raise FileNotFoundError(f"{name} could not be downloaded to {folder}: {error}") from error
-        how = _HOW_TO_GET.get(name, "pass --download").format(root=folder)
+        how = _HOW_TO_GET.get(name, "pass download=True").format(root=folder)
         raise FileNotFoundError(
-            f"no {name} in {folder}: point --data_root at the folder that holds it, or {how} ({error})"
+            f"no {name} in {folder}: point data_root at the folder that holds it, or {how} ({error})"
         ) from error
     return train, test
 
 
-def _in_memory(name: str, train: Any, test: Any) -> ImageData:
-    height, width = train.data.shape[1:3]
-    mean, std = NORMALIZATION.get(name) or mean_std(levels(train[i][0]) for i in range(len(train)))
-    return ImageData(train, test, tuple(train.classes), mean, std, image_size=(int(height), int(width)))
+def _in_memory(name: str, *splits: Any) -> ImageData:
+    train, test = (PixelImages(torch.as_tensor(split.data), _targets(split)) for split in splits)
+    images = (train[i][0] for i in range(len(train)))
+    mean, std = NORMALIZATION.get(name) or mean_std(map(channel_histogram, images))
+    return ImageData(train, test, tuple(splits[0].classes), mean, std, image_size=train.image_size)
+
+
+def _targets(split: Any) -> np.ndarray:
+    """Class indices (N)."""
+    targets = np.asarray(split.targets)
+    return targets[:, 0] if targets.ndim == 2 else targets  # QMNIST has more columns
 
 
 def _large(name: str, folder: Path, download: bool) -> Splits:
     train, test = _torchvision(name, folder, download)
     names = tuple(", ".join(words) if isinstance(words, tuple) else words for words in train.classes)
-    return Splits(FileImages(folder, train.imgs), FileImages(folder, test.imgs), names, folder)
+    return Splits(FileImages(folder, train.imgs), None, FileImages(folder, test.imgs), names, folder)
 
 
 def _on_disk(splits: Splits, check: bool, in_memory: str, on_check: Callable[[int, int], None]) -> ImageData:
     """Leave out what cannot be read, find the mean and standard deviation, and keep small images in memory."""
     cache = splits.folder / CACHE if splits.folder else None
-    bad_train = _unreadable(splits.train, "train", cache, on_check) if check else []
-    bad_test = _unreadable(splits.test, "test", cache, on_check) if check else []
-    skipped = [splits.train.name(i) for i in bad_train] + [splits.test.name(i) for i in bad_test]
+    data = {kind: part for kind in ("train", "val", "test") if (part := getattr(splits, kind))}
+    unreadable = {kind: _unreadable(part, kind, cache, on_check) if check else [] for kind, part in data.items()}
+    skipped = [data[kind].name(i) for kind, indices in unreadable.items() for i in indices]
     if skipped:
-        shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-        images = len(splits.train) + len(splits.test)
+        images = sum(len(part) for part in data.values())
+        shown = shorten(skipped)
         warnings.warn(f"{len(skipped)} of {images} images cannot be read and are left out: {shown}", stacklevel=3)
-    mean, std = _statistics(splits.train, bad_train, cache)
-    parts = [(splits.train, _others(splits.train, bad_train)), (splits.test, _others(splits.test, bad_test))]
+    if splits.ignored:
+        warnings.warn(f"ignored in the data set: {'; '.join(splits.ignored)}", stacklevel=3)
+    mean, std = _statistics(splits.train, unreadable["train"], cache)
+    parts = [
+        ChosenImages(part, np.delete(np.arange(len(part)), unreadable[kind]).tolist()) if unreadable[kind] else part
+        for kind, part in data.items()
+    ]
     pixels = None if in_memory == "no" else load_pixels(parts, splits.folder, in_memory == "yes", on_check)
-    read = [Subset(data, indices) if len(indices) < len(data) else data for data, indices in parts]
-    train, test = pixels or read
+    kept = dict(zip(data, pixels or parts, strict=True))
     return ImageData(
-        train=train,
-        test=test,
+        train=kept["train"],
+        val=kept.get("val"),
+        test=kept["test"],
         class_names=splits.class_names,
         mean=mean,
         std=std,
         image_size=pixels[0].image_size if pixels else None,
         skipped=tuple(skipped),
+        ignored=splits.ignored,
     )
 
 
 def _unreadable(data: EncodedImages, split: str, cache: Path | None, on_check: Callable[[int, int], None]) -> list[int]:
-    """Indices of the images that cannot be read; those remembered are read again, in case they were repaired."""
+    """Indices of the images that cannot be read; those found earlier are read again, in case they were repaired."""
     key = f"unreadable in {split}"
-    found = remembered(cache, {key: data.fingerprint()}, lambda key: find_unreadable(data, on_check))[key]
+    found = get_or_compute(cache, {key: data.fingerprint()}, lambda key: find_unreadable(data, on_check))[key]
     found = [i for i in found if not data.is_readable(i)]
     if len(found) == len(data):
         raise ValueError(f"none of the {len(data)} images to {split} on can be read, {data.name(0)} for example")
@@ -216,28 +267,16 @@ def _unreadable(data: EncodedImages, split: str, cache: Path | None, on_check: C
 
 
 def _statistics(
-    data: EncodedImages, unreadable: list[int], cache: Path | None
+    data: EncodedImages, unreadable: Sequence[int], cache: Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     sample = evenly_spread(len(data))
     left_out = sorted(set(sample) & set(unreadable))
 
     def compute(key: str) -> Any:
         with ThreadPoolExecutor() as pool:
-            return mean_std(pool.map(lambda i: levels(data.small(i)), sorted(set(sample) - set(left_out))))
+            thumbnails = pool.map(data.thumbnail, sorted(set(sample) - set(left_out)))
+            return mean_std(map(channel_histogram, thumbnails))
 
     key = "mean and std of train"
-    mean, std = remembered(cache, {key: [data.fingerprint(), left_out]}, compute)[key]
+    mean, std = get_or_compute(cache, {key: [data.fingerprint(), left_out]}, compute)[key]
     return tuple(mean), tuple(std)
-
-
-def _others(data: EncodedImages, indices: list[int]) -> Sequence[int]:
-    """The indices of all images but these."""
-    left_out = set(indices)
-    return [i for i in range(len(data)) if i not in left_out] if indices else range(len(data))
-
-
-def hold_out(data: Any, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of a random ``1 - fraction`` and of the ``fraction`` that is held out from it."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = round(len(order) * fraction)
-    return sorted(order[held_out:]), sorted(order[:held_out])

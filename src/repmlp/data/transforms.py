@@ -1,7 +1,6 @@
 """Between an image file and a network: transforms of one PIL image."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from .images import decode_image
+from .decoding import standardize
 
 
 class Transformed(Dataset):
@@ -82,22 +81,10 @@ def _eval_steps(data_config: dict[str, Any], normalize: bool) -> list[Any]:
 
 
 class _Mode:
-    """Gray for one channel, RGB for three, whatever the file holds."""
+    """Any image, upright and of 8 bits per channel: gray for one channel, RGB for three."""
 
     def __init__(self, channels: int) -> None:
         self.mode = "L" if channels == 1 else "RGB"
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image.convert(self.mode)
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if the file is not an image, or a broken one.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no image file {path}")
-    return decode_image(Path(path).read_bytes(), str(path))
+        return standardize(image).convert(self.mode)

@@ -1,5 +1,6 @@
 """From settings and a data set to batches, as the network wants them."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -19,7 +20,6 @@ from ..data import (
     Transformed,
     eval_transform,
     fits_in_memory,
-    hold_out,
     load_tensor,
     train_transform,
 )
@@ -48,7 +48,7 @@ def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[s
 def build_batches(
     settings: Train, data: ImageData, data_config: dict[str, Any], accelerator: Accelerator
 ) -> tuple[Batches, Batches | None, Batches]:
-    """Batches of the images to train on (augmented, shuffled), held out from them (None if none are), and to test on.
+    """Batches of images to train on (augmented, shuffled), to validate on (None for no validation), and to test on.
 
     Small images stay in the accelerator's memory as one tensor, unless each of them wants an
     augmentation of its own.
@@ -57,7 +57,7 @@ def build_batches(
         ValueError: for a batch size that cannot be divided as it has to be.
     """
     part = Part(accelerator.process_index, accelerator.num_processes)
-    to_train, held_out = hold_out(data.train, settings.val_fraction, settings.seed)
+    to_train, validation = data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw)
     batch_size = min(settings.batch_size, len(to_train))
     parts = part.world * settings.accumulation
     if settings.accumulation < 1 or not batch_size or batch_size % parts:
@@ -70,13 +70,14 @@ def build_batches(
             f"mixup and cutmix mix pairs of images, and a process computes {batch_size // parts} at a time: "
             f"use a batch_size that is a multiple of {2 * parts}"
         )
-    fits = settings.in_memory == "yes" or fits_in_memory(len(data.train) + len(data.test), data_config)  # type: ignore[arg-type]
+    images = sum(len(part) for part in (data.train, data.val, data.test) if part)
+    fits = settings.in_memory == "yes" or fits_in_memory(images, data_config)
     as_tensor = data.image_size is not None and settings.in_memory != "no" and fits
     if as_tensor and settings.augment != "resized-crop" and not settings.auto_augment:
         erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None
         crop = settings.augment == "pad-crop"
 
-        def in_memory(images: Any, indices: list[int] | None, train: bool = False) -> Batches:
+        def in_memory(images: Any, indices: Sequence[int] | None, train: bool = False) -> Batches:
             pixels, labels = load_tensor(images, data_config, indices)
             return TensorBatches(
                 pixels.to(accelerator.device),
@@ -91,7 +92,7 @@ def build_batches(
                 erase=erase,
             )
 
-        val = in_memory(data.train, held_out) if held_out else None
+        val = in_memory(*validation) if validation else None
         return in_memory(data.train, to_train, True), val, in_memory(data.test, None)
 
     augmented = train_transform(
@@ -103,7 +104,7 @@ def build_batches(
         settings.random_erasing,
     )
 
-    def one_by_one(images: Any, indices: list[int] | range, train: bool = False) -> Batches:
+    def one_by_one(images: Any, indices: Sequence[int], train: bool = False) -> Batches:
         return ImageBatches(
             images,
             indices,
@@ -118,8 +119,8 @@ def build_batches(
 
     return (
         one_by_one(data.train, to_train, True),
-        one_by_one(data.train, held_out) if held_out else None,
-        one_by_one(data.test, range(len(data.test))),  # type: ignore[arg-type]
+        one_by_one(*validation) if validation else None,
+        one_by_one(data.test, range(len(data.test))),
     )
 
 

@@ -55,8 +55,11 @@ def stored_settings(settings: Train) -> Train:
     if (folder / "test.json").exists():
         raise ValueError(f"the run in {folder} is finished: there is nothing to resume")
     values = yaml.safe_load((folder / "config.yaml").read_text())
-    # Runs from before this setting existed kept the small named sets in memory, and no others.
+    # Runs from before these settings existed kept the small named sets in memory, and no others; drew held-out images
+    # without regard to their classes; and took classes by index.
     values.setdefault("in_memory", "yes" if values["data"] in ("digits", *SMALL) else "no")
+    values.setdefault("val_draw", "at-random")
+    values.setdefault("labels", "by-index")
     own = Train(**values)
     for field in fields(Train):
         given = getattr(settings, field.name)
