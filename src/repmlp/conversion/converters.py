@@ -69,6 +69,7 @@ class Twin:
     Attributes:
         block: the copy.
         modules, tensors: the originals, by the id of their copy.
+        repeated: originals that were in several places of the block, and have a copy for each (:meth:`separate`).
     """
 
     def __init__(self, block: nn.Module, tensor: Callable[[Tensor], Tensor]) -> None:
@@ -88,6 +89,7 @@ class Twin:
         self.block = copy.deepcopy(block, memo).eval()
         self.modules = {id(memo[id(module)]): module for module in block.modules()}
         self.tensors = {id(memo[key]): t for key, t in originals.items()}
+        self.repeated: set[nn.Module] = set()
         self._alive: list[Any] = [memo]  # an id is valid as long as its object lives
         for module in list(self.block.modules()):
             make_permanent(module)
@@ -113,6 +115,7 @@ class Twin:
                 for new_part, part in zip(module._modules[name].modules(), child.modules(), strict=True):
                     self._alive.append(new_part)
                     self.modules[id(new_part)] = self.modules[id(part)]
+                    self.repeated.add(self.modules[id(part)])
                     for a, b in zip(tensors_of(new_part), tensors_of(part), strict=True):
                         if id(b) in self.tensors:
                             self.tensors[id(a)] = self.tensors[id(b)]

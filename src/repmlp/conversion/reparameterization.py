@@ -45,10 +45,8 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"networks of repmlp, and what repmlp.inject_locality was called on have)"
         )
     holder = nn.Sequential(model)
-    places = Counter(child for module in holder.modules() for child in module._modules.values())
-    storages = Counter(storage_of(t) for module in model.modules() for t in tensors_of(module))
     for block, run in runs.items():
-        converted = _Conversion(block, run, places, storages).result
+        converted = _Conversion(block, run, _modules_outside(holder, block)).result
         converted.deploy = True  # type: ignore[assignment]
         for parent in holder.modules():
             replace(parent, block, converted)
@@ -90,16 +88,19 @@ class _Conversion:
         result: what takes the block's place: the block, or the layer that its ``fuse`` returned.
     """
 
-    def __init__(self, block: nn.Module, run: DryRun, places: Counter[Any], storages: Counter[int]) -> None:
-        self.block, self.places = block, places
+    def __init__(self, block: nn.Module, run: DryRun, outside: set[nn.Module]) -> None:
+        self.block, self.outside = block, outside
         self.like, self.trains = _reference(list(block.parameters()) or list(block.buffers()))
         ours = all(package_of(type(module)) == "repmlp" for module in block.modules() if converter(module))
+
+        uses = Counter(storage_of(t) for module in block.modules() for t in tensors_of(module))
+        seen_outside = {storage_of(t) for module in outside for t in tensors_of(module)}
 
         def own(t: Tensor) -> Tensor:
             """The tensor itself, to be written in place, unless others would see that."""
             whole = t.untyped_storage().nbytes() == t.numel() * t.element_size()
-            visible = storages[storage_of(t)] > 1 or not whole or t.is_inference()
-            return t.detach().clone() if visible and id(t) in run.written else t
+            shared = storage_of(t) in seen_outside or uses[storage_of(t)] > 1 or not whole or t.is_inference()
+            return t.detach().clone() if shared and id(t) in run.written else t
 
         device = torch.device("meta" if self.like.is_meta else "cpu")  # float64 is missing on some others
 
@@ -132,7 +133,7 @@ class _Conversion:
             same = all(_same(vars(original)[key], table) for key, table in tables.items())
             if same and not new and not removed and type(module) is type(original):
                 return original
-            if original is self.block or self.places[original] < 2:
+            if original not in self.outside and original not in self.twin.repeated:
                 into = original
                 original.__class__ = type(module)  # type: ignore[assignment]
                 for key in removed:
@@ -160,6 +161,15 @@ class _Conversion:
             like, trains = original, original.requires_grad
         value = t.detach().to(like.device, like.dtype if t.is_floating_point() else t.dtype)
         return nn.Parameter(value, trains) if isinstance(t, nn.Parameter) else value
+
+
+def _modules_outside(module: nn.Module, block: nn.Module) -> set[nn.Module]:
+    """The modules in a module that can be reached without passing through a block: those that others use too."""
+    found = {module}
+    for child in module.children():
+        if child is not block and child not in found:
+            found |= _modules_outside(child, block)
+    return found
 
 
 def _reference(tensors: list[Tensor]) -> tuple[Tensor, bool]:

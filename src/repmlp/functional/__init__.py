@@ -1,7 +1,7 @@
 """The maths of RepMLP: tensors in, tensors out."""
 
 from .folding import bn_to_affine, fold_bn_into_following, fold_bn_into_preceding, row_slices, to_double
-from .injection import add_conv_to_linear_, conv_to_linear
+from .injection import add_conv_to_linear_, add_conv_to_rows_, conv_to_linear
 from .linear import grouped_linear
 from .moments import covariance, im2col, linear_moments, patch_moments, prefer_moments
 from .partition import pad_to_multiple, partition_map, unpartition_map
@@ -9,6 +9,7 @@ from .quantization import fake_quantize
 
 __all__ = [
     "add_conv_to_linear_",
+    "add_conv_to_rows_",
     "bn_to_affine",
     "conv_to_linear",
     "covariance",

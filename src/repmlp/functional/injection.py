@@ -72,11 +72,21 @@ def add_conv_to_linear_(weight: Tensor, kernel: Tensor, size: tuple[int, int], g
             f"weight is {tuple(weight.shape)}, but kernel {tuple(kernel.shape)} on a {h}x{w} map with {groups} "
             f"groups needs ({groups}, {O_g * h * w}, {C_g * h * w})"
         )
-    fc = weight.view(groups, O_g, h, w, C_g, h, w)  # (g, O/g, y, x, C/g, y', x')
-    taps = kernel.view(groups, O_g, C_g, 1, 1, kh, kw)
-    for i in range(kh):
-        rows = fc.diagonal(i - kh // 2, 2, 5)  # y' = y + i - kh//2: (g, O/g, x, C/g, x', ny)
-        for j in range(kw):
-            diagonal = rows.diagonal(j - kw // 2, 2, 4)  # x' = x + j - kw//2: (g, O/g, C/g, ny, nx)
-            diagonal.add_(taps[..., i, j])  # a diagonal ends at the map's edge by itself
+    add_conv_to_rows_(weight.view(groups, O_g, h, w, C_g, h, w), kernel.view(groups, O_g, C_g, kh, kw))
     return weight
+
+
+def add_conv_to_rows_(fc: Tensor, kernel: Tensor, first: int = 0) -> None:
+    """Add a conv to some rows of the output map of an FC, in place: :func:`add_conv_to_linear_` for a slice of it.
+
+    Args:
+        fc: (..., O, y, x, C, y', x'), the weights from input pixel y',x' to output pixel y,x, for some of the y.
+        kernel: (..., O, C, kh, kw), of the same dtype and device.
+        first: the first of the y.
+    """
+    kh, kw = kernel.shape[-2:]
+    for i in range(kh):
+        rows = fc.diagonal(first + i - kh // 2, -5, -2)  # y' = y + i - kh//2: (..., O, x, C, x', ny)
+        for j in range(kw):
+            diagonal = rows.diagonal(j - kw // 2, -4, -2)  # x' = x + j - kw//2: (..., O, C, ny, nx)
+            diagonal.add_(kernel[..., i, j, None, None])  # a diagonal ends at the map's edge by itself

@@ -25,6 +25,7 @@ from ..functional import (
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear
 from .perceptrons import LocalPerceptron, PartitionPerceptron, center_kernel
+from .plain import why_not_plain
 
 #: Where the batch statistics of a block's BNs come from in training.
 BATCH_STATISTICS = ("auto", "branches", "moments")
@@ -62,7 +63,7 @@ def should_use_moments(
     if not isinstance(M, int) or M < 2:  # any number of rows; and of one row the BN complains
         return False
     modules = [*partition.modules(), *(local.modules() if local is not None else ())]
-    if not all(_is_plain(module) for module in modules):
+    if not all(_is_plain(module) for module in modules) or (local is not None and local.why_not_centered()):
         return False
     if batch_statistics == "moments":
         return True
@@ -72,10 +73,10 @@ def should_use_moments(
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module in training mode is one whose parameters say all that it does."""
-    if type(module) not in _PARTS or not module.training:
+    """Whether a module is in training mode, and its parameters determine what it computes."""
+    if not module.training or why_not_plain(module, _PARTS):
         return False
-    if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
+    if module._backward_pre_hooks or module._backward_hooks:
         return False
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     return not is_norm or (module.affine and module.track_running_stats and module.momentum is not None)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, conv_to_linear, fold_bn_into_following, row_slices, to_double
+from ..functional import add_conv_to_rows_, conv_to_linear, fold_bn_into_following, row_slices, to_double
 from .conv_norm import ConvNorm, bn_affine
 from .grouped_linear import GroupedLinear
+from .plain import why_not_as_built
 
 
 class GlobalPerceptron(nn.Module):
@@ -124,11 +125,27 @@ class LocalPerceptron(nn.Module):
         assert y is not None
         return to_contiguous(y, training)
 
+    def why_not_centered(self) -> str | None:
+        """Why a branch is not centered on its pixel, as it was built, so that it cannot be merged; or None."""
+        branch: Any
+        for name, branch in self.branches.items():
+            kh, kw = branch.conv.weight.shape[2:]
+            built = {"stride": (1, 1), "padding": (kh // 2, kw // 2), "dilation": (1, 1), "padding_mode": "zeros"}
+            reason = why_not_as_built(branch.conv, groups=self.groups, **built)
+            if reason:
+                return f"the conv of branch {name} {reason}"
+        return None
+
     def equivalent_conv(self) -> tuple[Tensor, Tensor]:
         """The one kernel (O, C/g, kh, kw), of the largest size, and bias (O) of all branches together.
 
         In float64 and differentiable while in training form; the parameters themselves in deploy form.
+
+        Raises:
+            ValueError: if a conv's stride, padding or dilation was changed.
         """
+        if reason := self.why_not_centered():
+            raise ValueError(f"{reason}: such branches are not one conv")
         convs = [branch.equivalent_conv() for branch in self.branches.values()]  # type: ignore[operator]
         if len(convs) == 1:
             return convs[0]
@@ -249,10 +266,10 @@ class PartitionPerceptron(nn.Module):
 
         Differentiable with respect to every parameter of both; in FC3's dtype.
         """
-        if self.deploy:
+        if self.deploy and local is None:
             assert self.fc3.bias is not None
             return self.fc3.weight, self.fc3.bias
-        scale, shift = self._bn_affine()
+        scale, shift = self._affine()
         weight = to_double(self.fc3.weight) * scale.view(self.groups, -1, 1)
         if local is not None:
             kernel, bias = local.equivalent_conv()
@@ -262,28 +279,38 @@ class PartitionPerceptron(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self, local: LocalPerceptron | None = None) -> None:
-        """Merge BN and the convs of ``local`` into FC3, in place. Does nothing if that is done already.
+        """Merge BN and the convs of ``local`` into FC3, in place. Does nothing if there is nothing to merge.
 
-        The numbers of :meth:`equivalent_fc3`, made some output channels at a time: float64 takes little memory.
+        The numbers of :meth:`equivalent_fc3`, slice by slice, to keep the float64 copies small.
         """
-        if self.deploy:
+        if self.deploy and local is None:
             return
-        scale, shift = self._bn_affine()
+        scale, shift = self._affine()
         kernel = None
         if local is not None:
             kernel, bias = local.equivalent_conv()
             kernel = to_double(kernel)  # (O, C/g, kh, kw)
             shift = shift + self._per_pixel(to_double(bias))
-        O, I = self.out_channels, self.fc3.weight.shape[2]
-        weight = self.fc3.weight.view(O, -1, I)  # (O, h*w, C/g*h*w): the rows of an output channel, whatever its group
+        O, (h, w) = self.out_channels, self.partition_size
+        weight = self.fc3.weight.view(O, h, w, -1)  # (O, y, x, C/g*h*w)
+        scale = scale.view(O, h, w, 1)
         for channels in row_slices(weight):
-            merged = to_double(weight[channels]) * scale.view(O, -1, 1)[channels]
-            if kernel is not None:
-                add_conv_to_linear_(merged.view(1, -1, I), kernel[channels], self.partition_size)
-            weight[channels] = merged
-        self.fc3.bias = nn.Parameter(shift.to(weight.dtype))
+            for rows in row_slices(weight[channels.start]):
+                merged = to_double(weight[channels, rows]) * scale[channels, rows]
+                if kernel is not None:
+                    add_conv_to_rows_(merged.unflatten(3, (-1, h, w)), kernel[channels], rows.start)
+                weight[channels, rows] = merged
+        self.fc3.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=self.fc3.weight.requires_grad)
         self.bn = nn.Identity()
         self.deploy = True
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """What scales and shifts the outputs of FC3, (O*h*w) each: the BN; in deploy form only its bias."""
+        if self.deploy:
+            assert self.fc3.bias is not None
+            return torch.ones_like(self.fc3.bias), self.fc3.bias
+        scale, shift = self._bn_affine()
+        return scale, shift if self.fc3.bias is None else shift + scale * to_double(self.fc3.bias)
 
     def _bn_affine(self) -> tuple[Tensor, Tensor]:
         """The affine map of the BN, (O*h*w) each."""

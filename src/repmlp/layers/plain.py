@@ -38,6 +38,11 @@ def why_not_plain(
     for name in ("weight", "bias", "running_mean", "running_var"):
         if vars(module).get(name) is not None:
             return f"has a {name} that is not a parameter"
+    return why_not_as_built(module, **built)
+
+
+def why_not_as_built(module: nn.Module, **built: Any) -> str | None:
+    """Which attribute of a module is not what it was built with, or None."""
     for name, value in built.items():
         if getattr(module, name) != value:
             return f"has {name}={getattr(module, name)!r}, but was built with {value!r}"

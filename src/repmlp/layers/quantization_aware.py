@@ -62,7 +62,7 @@ def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
 
 
 def is_rounding_hook(hook: Any) -> bool:
-    """Whether :func:`simulate_int8` registered a hook. It stays right while its block is converted."""
+    """Whether :func:`add_fake_quant_hooks` registered a hook. It stays right while its block is converted."""
     return isinstance(hook, partial) and hook.func is _add_rounding_error
 
 

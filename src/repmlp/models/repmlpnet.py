@@ -22,9 +22,10 @@ from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..functional import fold_bn_into_following
+from ..functional import fold_bn_into_following, fold_bn_into_preceding, row_slices
 from ..layers import ConvNorm, RepMLPv2
 from ..layers.conv_norm import bn_affine
+from ..layers.plain import why_not_as_built
 from ._staged import StagedModel
 
 
@@ -54,12 +55,19 @@ class FFN(nn.Module):
         """Fold all three BNs into the convs, in place. Does nothing if that is done already."""
         if self.deploy:
             return
-        kernel, bias = self.fc1.equivalent_conv()  # (4C, C, 1, 1), (4C)
-        kernel, bias = fold_bn_into_following(kernel.flatten(1), bias, *bn_affine(self.norm))
-        self.fc1.reparameterize()
-        assert self.fc1.conv.bias is not None
-        self.fc1.conv.weight.copy_(kernel[:, :, None, None])
-        self.fc1.conv.bias.copy_(bias)
+        conv, (before, shift_before) = self.fc1.conv, bn_affine(self.norm)
+        if reason := why_not_as_built(conv, padding=(0, 0), groups=1):
+            raise ValueError(f"the conv of fc1 {reason}: the batch norm before it cannot be folded into it")
+        weight = conv.weight[:, :, 0, 0]  # (4C, C)
+        bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.clone()
+        scale, shift = (
+            bn_affine(self.fc1.bn) if not self.fc1.deploy else (torch.ones_like(bias), torch.zeros_like(bias))
+        )
+        for rows in row_slices(weight):  # slice by slice, to keep the float64 copies small
+            folded = fold_bn_into_preceding(weight[rows], bias[rows], scale[rows], shift[rows])
+            weight[rows], bias[rows] = fold_bn_into_following(*folded, before, shift_before)
+        conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+        self.fc1.bn, self.fc1.deploy = nn.Identity(), True
         self.fc2.reparameterize()
         self.norm = nn.Identity()
         self.deploy = True
