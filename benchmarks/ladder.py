@@ -18,12 +18,11 @@ from torch import Tensor, nn
 import repmlp
 from repmlp.counting import complexity
 from repmlp.deploy import time_interleaved
-from repmlp.deploy.benchmarking import _Folded
 
 
 def reference() -> nn.Module:
     """ResNet-50 with every BN folded."""
-    return _Folded(timm.create_model("resnet50"))
+    return repmlp.fold_norms(timm.create_model("resnet50"))
 
 
 def ceilings(rounds: int) -> dict[str, float]:

@@ -16,10 +16,9 @@ import timm
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from ..checkpoint import check_architecture, load_model
-from ..conversion import is_reparameterized, needs_reparameterize, reparameterize
+from ..conversion import fold_norms, is_reparameterized, needs_reparameterize, reparameterize
 from ..counting import Complexity, complexity
 from .exporting import export
 from .runtime import load_exported
@@ -78,10 +77,10 @@ def _open_any(name: str) -> tuple[Any, float | None]:
 
 
 def deploy_form(model: nn.Module) -> nn.Module:
-    """Ours converted; any other network with every BN folded that torch.fx finds behind a conv."""
+    """Blocks converted; of a network that has none, every BN folded that the layer before it can absorb."""
     if needs_reparameterize(model):
         return reparameterize(model)
-    return model.eval() if is_reparameterized(model) else _Folded(model)
+    return model.eval() if is_reparameterized(model) else fold_norms(model)
 
 
 def prepare(name: str, engines: Sequence[str], threads: int, folder: Path) -> list[Candidate]:
@@ -236,17 +235,3 @@ def _channels_last(model: nn.Module, x: Tensor) -> Tensor:
 
 def _input_size(model: nn.Module) -> tuple[int, int, int]:
     return tuple(get_model_input_config(model)["input_size"])
-
-
-class _Folded(nn.Module):
-    """A network of timm with its BNs folded; says of itself what timm says, which torch.fx drops."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.network = fuse(copy.deepcopy(model).eval())
-        for name in ("pretrained_cfg", "num_classes", "in_chans", "_traits"):
-            if hasattr(model, name):
-                setattr(self, name, getattr(model, name))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
