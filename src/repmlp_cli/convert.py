@@ -5,8 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from repmlp import complexity, is_reparameterized, load_model, official, reparameterize, save_model, verify
+from repmlp import complexity, fold_norms, is_reparameterized, load_model, official, reparameterize, save_model, verify
 from repmlp.checkpoint import MODEL_FILES, model_folder
+from repmlp.conversion import needs_reparameterize
+from repmlp.conversion.forms import describe_form
+from repmlp.counting import batch_norms
 from repmlp.files import atomic_file, ensure_can_write
 from repmlp_settings import Convert
 
@@ -14,6 +17,8 @@ from .console import print_report, say
 
 
 def run(settings: Convert) -> int:
+    if settings.fold and settings.to != "timm":
+        raise ValueError(f"--to {settings.to} writes the authors' layers, which have batch norms: leave out --fold")
     output = Path(settings.output) if settings.output else default_output(settings.model, settings.to)
     if settings.to == "timm":
         if output.resolve() == model_folder(settings.model).resolve():
@@ -29,12 +34,20 @@ def run(settings: Convert) -> int:
         if is_reparameterized(model):
             raise ValueError(f"{settings.model} is in deploy form, and that has no way back: pass --to official")
         return write_official(model, output)
-    if is_reparameterized(model):
-        if settings.to == "official":
-            return write_official(model, output)
+    if is_reparameterized(model) and settings.to == "official":
+        return write_official(model, output)
+    if is_reparameterized(model) and not settings.fold:
         say(f"{settings.model} is in deploy form already: nothing to convert, nothing written")
         return 0
-    deploy = reparameterize(model)
+    deploy = reparameterize(model) if needs_reparameterize(model) or not settings.fold else model
+    if settings.fold:
+        found = sum(batch_norms(deploy).values())
+        deploy = fold_norms(deploy)
+        left = sum(batch_norms(deploy).values())
+        say(f"{found - left} of {found} batch norms folded into the layers before them")
+        if describe_form(deploy) == describe_form(model):
+            say(f"{settings.model} has nothing to convert or fold: nothing written")
+            return 0
     report = verify(model, deploy, tolerance=settings.tolerance)
     print_report(report)
     if not report:

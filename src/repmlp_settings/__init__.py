@@ -20,6 +20,7 @@ class Convert:
         model: Model folder or run folder in training form.
         output: Model folder to write, by default deploy/ beside the model; for `--to official` a .pth file.
         to: timm (a model folder), official (the authors' names, deploy form) or official-training (not converted).
+        fold: Also fold each batch norm into the conv or linear layer before it, if that can absorb it.
         tolerance: Largest relative error between the forms; by default that of the weights' dtype.
         overwrite: Replace a folder that exists already.
     """
@@ -27,6 +28,7 @@ class Convert:
     model: str
     output: str | None = field(default=None, metadata={"nargs": "?"})
     to: Literal["timm", "official", "official-training"] = "timm"
+    fold: bool = False
     tolerance: float | None = None
     overwrite: bool = False
 

@@ -22,7 +22,7 @@ def assert_same_network(a, b):
     assert a.state_dict().keys() == b.state_dict().keys()
     for name, tensor in a.state_dict().items():
         assert_same(tensor, b.state_dict()[name])
-    assert [type(module) for module in a.modules()] == [type(module) for module in b.modules()]
+    assert {name: type(m) for name, m in a.named_modules()} == {name: type(m) for name, m in b.named_modules()}
     x = torch.randn(1, 3, 64, 64)
     assert_same(a(x), b(x))
 
@@ -39,7 +39,7 @@ def test_a_converted_and_folded_network_comes_back_from_its_folder(tmp_path):
     model = randomize(timm.create_model("lcnetv2_small", num_classes=5))
     converted = repmlp.reparameterize(model)
     config, back = saved(converted, tmp_path / "converted")
-    assert len(config["reparameterized"]) == 11
+    assert len(config["reparameterized"]) == 6
     assert "folded_norms" not in config
     assert_same_network(back, converted)
     folded = repmlp.fold_norms(converted)
@@ -54,9 +54,9 @@ def test_a_converted_and_folded_network_comes_back_from_its_folder(tmp_path):
 
 def test_a_network_of_which_some_blocks_are_converted_comes_back_so(tmp_path):
     model = randomize(timm.create_model("lcnetv2_small", num_classes=5))
-    repmlp.reparameterize(model.stages[1], inplace=True)
+    repmlp.reparameterize(model.stages[3], inplace=True)
     config, back = saved(model, tmp_path / "model")
-    assert config["reparameterized"] == ["stages.1.0", "stages.1.1"]
+    assert config["reparameterized"] == ["stages.3.0", "stages.3.1"]
     assert_same_network(back, model.eval())
 
 

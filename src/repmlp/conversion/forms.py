@@ -41,7 +41,9 @@ def rebuild_form_(model: nn.Module, form: Mapping[str, Any], weights: Mapping[st
         block = model.get_submodule(name)
         if name and needs_reparameterize(block):
             parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, reparameterize(block, inplace=True))
+            block = reparameterize(block, inplace=True)
+            setattr(model.get_submodule(parent), attribute, block)
+        block.deploy = True  # type: ignore[assignment]
     norms = [model.get_submodule(name) for name in form.get("folded_norms", ())]
     for norm in dict.fromkeys(norms):
         remove_norm_(model, norm)

@@ -14,7 +14,9 @@ from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..layers.conv_norm import fold_norm_
+from .converters import storage_of, tensors_of
 from .equivalence import example_inputs
+from .preparation import copied, ensure_copyable
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FOLDED = "folded_norm"  # an attribute of what replaces a folded norm
@@ -38,24 +40,26 @@ def fold_norms(model: nn.Module, inputs: Any = None, inplace: bool = False) -> n
     Args:
         model: any module that :func:`torch.export.export` or torch.fx can trace.
         inputs: a tensor, or a tuple of arguments, that ``model`` accepts; by default images of the size that a timm
-            model or a block states. Only shapes and dtypes count.
+            model or a block specifies. Only shapes and dtypes count.
         inplace: change ``model`` itself; otherwise a copy is changed and ``model`` is untouched.
 
     Returns:
         The model with its norms folded, in eval mode.
 
     Raises:
-        ValueError: if no ``inputs`` are given and ``model`` states no size, or its graph cannot be read.
+        ValueError: if no ``inputs`` are given and ``model`` specifies no size, if its graph cannot be read, or if a
+            copy of it would not compute with its own weights (:func:`repmlp.reparameterize` refuses the same).
     """
     folded = foldable_norms(model, inputs)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     fold_pairs_(model, folded)
     return model.eval()
 
 
 def foldable_norms(model: nn.Module, inputs: Any = None) -> dict[str, str]:
     """The norms that :func:`fold_norms` folds, each with the layer that absorbs it: ``{"bn1": "conv1"}``."""
+    ensure_copyable(model)
     if inputs is None:
         inputs = example_inputs(model, batch_size=2)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -73,9 +77,9 @@ def foldable_norms(model: nn.Module, inputs: Any = None) -> dict[str, str]:
                     f"cannot read the graph of {type(model).__name__}, so no norm was folded. torch.export: "
                     f"{_first_line(export_error)} torch.fx: {_first_line(fx_error)}"
                 ) from export_error
-    shared = _shared_storages(model)
+    holders = Counter(storage_of(tensor) for module in model.modules() for tensor in tensors_of(module))
     modules = dict(model.named_modules())
-    return {norm: layer for layer, norm in pairs if _is_own(modules[layer], shared) and not _is_hooked(modules[norm])}
+    return {norm: layer for layer, norm in pairs if _is_own(modules[layer], holders) and not _is_hooked(modules[norm])}
 
 
 def fold_pairs_(model: nn.Module, pairs: dict[str, str]) -> None:
@@ -188,23 +192,9 @@ def _is_hooked(module: nn.Module) -> bool:
     return hooked or "forward" in vars(module)
 
 
-def _is_own(layer: nn.Module, shared: Counter) -> bool:
-    """Whether nothing else holds the weights of a layer, and nobody watches it."""
-    return not _is_hooked(layer) and all(shared[_storage(p)] == 1 for p in layer.parameters(recurse=False))
-
-
-def _shared_storages(model: nn.Module) -> Counter:
-    """How many tensors of a model's modules lie in each storage, views included."""
-    return Counter(
-        _storage(tensor)
-        for module in model.modules()
-        for tensor in chain(module._parameters.values(), module._buffers.values())
-        if tensor is not None
-    )
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # also on the meta device, where no data has an address
+def _is_own(layer: nn.Module, holders: Counter[int]) -> bool:
+    """Whether a layer has no hooks, and shares its weights with no other module, not even as views."""
+    return not _is_hooked(layer) and all(holders[storage_of(tensor)] == 1 for tensor in tensors_of(layer))
 
 
 def _first_line(error: Exception) -> str:

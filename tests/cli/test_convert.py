@@ -1,0 +1,57 @@
+"""`repmlp convert --fold`: conversion and folding in one step, proved, written and read back."""
+
+import pytest
+import timm
+
+import repmlp
+from repmlp_cli import main
+from weights import randomize
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(name):
+        model = randomize(timm.create_model(name, num_classes=5))
+        return str(repmlp.save_model(model, tmp_path / "model", data_config={"input_size": (3, 64, 64)}))
+
+    return write
+
+
+def norms(model):
+    return [module for module in model.modules() if "BatchNorm" in type(module).__name__]
+
+
+def test_fold_converts_and_folds(folder, tmp_path, capsys):
+    assert main(["convert", folder("lcnetv2_small"), str(tmp_path / "deploy"), "--fold"]) == 0
+    printed = capsys.readouterr().out
+    assert "21 of 21 batch norms folded" in printed
+    model = repmlp.load_model(tmp_path / "deploy")
+    assert repmlp.is_reparameterized(model)
+    assert not norms(model)
+    assert main(["convert", str(tmp_path / "deploy"), str(tmp_path / "again"), "--fold"]) == 0
+    assert "has nothing to convert or fold: nothing written" in capsys.readouterr().out
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_network_without_blocks_can_be_folded(folder, tmp_path, capsys):
+    model = folder("test_resnet")
+    assert main(["convert", model, str(tmp_path / "deploy")]) == 2
+    assert "nothing to convert" in capsys.readouterr().err
+    assert main(["convert", model, str(tmp_path / "deploy"), "--fold"]) == 0
+    assert not norms(repmlp.load_model(tmp_path / "deploy"))
+
+
+def test_nothing_is_written_if_a_fold_goes_wrong(folder, tmp_path, capsys, monkeypatch):
+    def wrong(model):
+        folded = repmlp.fold_norms(model)
+        folded.conv1[0].bias.data[0] += 1
+        return folded
+
+    monkeypatch.setattr("repmlp_cli.convert.fold_norms", wrong)
+    assert main(["convert", folder("test_resnet"), str(tmp_path / "deploy"), "--fold"]) == 1
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_the_authors_names_have_no_folded_form(folder, tmp_path, capsys):
+    assert main(["convert", folder("test_resnet"), str(tmp_path / "x.pth"), "--fold", "--to", "official"]) == 2
+    assert "leave out --fold" in capsys.readouterr().err
