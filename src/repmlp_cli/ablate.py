@@ -8,8 +8,19 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from repmlp import load_model
-from repmlp.ablation import Job, Summary, choose_rows, measure_costs, plan_jobs, sole_writer, summarize
-from repmlp.plot import plot_ablation, plot_curves, plot_energy
+from repmlp.ablation import (
+    ImagesStudy,
+    Job,
+    Summary,
+    choose_rows,
+    measure_costs,
+    plan_jobs,
+    recipe_for_images,
+    sole_writer,
+    subset_folders,
+    summarize,
+)
+from repmlp.plot import plot_ablation, plot_curves, plot_energy, plot_images_study
 from repmlp.training import Stopped
 from repmlp_settings import Ablate, Train
 
@@ -23,12 +34,35 @@ def run(settings: Ablate) -> int:
             "repmlp ablate runs without torchrun: start it several times, and its processes share the runs"
         )
     output = Path(settings.output)
-    recipe = read_recipe(settings)
-    jobs = plan_jobs(recipe, output, choose_rows(settings.rows), settings.seeds)
+    recipe, rows = read_recipe(settings), choose_rows(settings.rows)
     keep_freed_memory()
+    if not settings.images:
+        return ablate(settings, recipe, output, plan_jobs(recipe, output, rows, settings.seeds))[0]
+    recipes = {n: recipe_for_images(recipe, n, settings.steps) for n in settings.images}
+    folders = subset_folders(output, settings.images)
+    jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}  # all checked before any runs
+    status, summaries = 0, {}
+    for n, own in jobs.items():
+        say(f"\n[bold]{n:,} training images[/], {recipes[n].epochs} epochs")
+        failed, summary = ablate(settings, recipes[n], folders[n], own)
+        status = max(status, failed)
+        if summary:
+            summaries[n] = summary
+    if summaries:
+        study = ImagesStudy(summaries, settings.steps)
+        with sole_writer(output):
+            study.write(output)
+            plot_images_study(study, output / "images.png")
+        table("Accuracy against the number of training images", study.header, study.rows())
+        say(f"wrote {output}/images.md, images.json and images.png")
+    return status
+
+
+def ablate(settings: Ablate, recipe: Train, output: Path, jobs: list[Job]) -> tuple[int, Summary | None]:
+    """Plan, or train what is left and make the table; returns the exit status, and the table if it was made."""
     if settings.plan:
         show_plan(jobs)
-        return 0
+        return 0, None
     if settings.table and not any(job.state == "finished" for job in jobs):
         raise ValueError(f"no run in {output} is finished, so there is nothing to put into a table")
     output.mkdir(parents=True, exist_ok=True)
@@ -41,7 +75,7 @@ def run(settings: Ablate) -> int:
         plot_energy(trained_networks(jobs), output / "energy.png", {job.row.name: job.row.title for job in jobs})
     show(summary)
     say(f"wrote {output}/ablation.md, ablation.json, ablation.png and, for networks with an FC3, energy.png")
-    return 1 if failed else 0
+    return (1 if failed else 0), summary
 
 
 def read_recipe(settings: Ablate) -> Train:

@@ -15,6 +15,8 @@ class Ablate:
         output: Folder to write: a run folder for each row and seed, and ablation.md, ablation.json, ablation.png.
         rows: By default all: pure-mlp (gives row A too), no-local, no-global, conv9-for-fc3, conv9, wide-convnet.
         seeds: Each row is trained once with each, for example --seeds 0,1,2.
+        images: Train each row on subsets of these sizes, drawn by class and seed, for example 1000,5000,20000.
+        steps: With --images: steps of the optimizer in each run, rounded up to whole epochs.
         data: Data set in place of the recipe's; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         download: Let the data set be downloaded into data_root.
@@ -29,6 +31,8 @@ class Ablate:
     output: str
     rows: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    images: list[int] = field(default_factory=list)
+    steps: int = 1500
     data: str | None = None
     data_root: str | None = None
     download: bool = False

@@ -4,11 +4,13 @@ from .jobs import Job, plan_jobs
 from .plan import Cost, measure_costs
 from .results import Line, Result, Spread
 from .rows import ROWS, Row, check_recipe, choose_rows
+from .subsets import ImagesStudy, recipe_for_images, subset_folders
 from .summary import Summary, sole_writer, summarize
 
 __all__ = [
     "ROWS",
     "Cost",
+    "ImagesStudy",
     "Job",
     "Line",
     "Result",
@@ -19,6 +21,8 @@ __all__ = [
     "choose_rows",
     "measure_costs",
     "plan_jobs",
+    "recipe_for_images",
     "sole_writer",
+    "subset_folders",
     "summarize",
 ]

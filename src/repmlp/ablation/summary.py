@@ -66,9 +66,9 @@ class Summary:
         return [
             [
                 line.title,
-                _spread(line.accuracy, ".2f"),
+                spread_text(line.accuracy, ".2f"),
                 str(line.accuracy.n) if line.accuracy else "0",
-                _spread(line.difference, "+.2f") if i else "",
+                spread_text(line.difference, "+.2f") if i else "",
                 line.paper,
                 f"{line.loss.mean:.4f}" if line.loss else "",
                 "" if line.still_falling is None else f"{line.still_falling:.1%}",
@@ -119,7 +119,7 @@ class Summary:
                 "",
                 f"All figures are of the {self.caption}.",
                 "",
-                *_markdown_table([" ".join(name.split()) for name in self.header], self.rows()),
+                *markdown_table([" ".join(name.split()) for name in self.header], self.rows()),
                 "",
                 *(f"- {remark}" for remark in self.remarks()),
                 "",
@@ -127,7 +127,7 @@ class Summary:
                 "",
                 "## Test accuracy of every run, %",
                 "",
-                *_markdown_table(["", *(f"seed {seed}" for seed in seeds)], every),
+                *markdown_table(["", *(f"seed {seed}" for seed in seeds)], every),
                 "",
                 "## Settings",
                 "",
@@ -195,12 +195,12 @@ def _shared(recipe: Train) -> dict[str, Any]:
     return {name: value for name, value in asdict(recipe).items() if name not in {*NOT_COMPARED, "seed"}}
 
 
-def _spread(spread: Spread | None, form: str) -> str:
+def spread_text(spread: Spread | None, form: str) -> str:
     if spread is None:
         return ""
     return f"{spread.mean:{form}}" + (f"±{spread.std:{form.removeprefix('+')}}" if spread.std is not None else "")
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

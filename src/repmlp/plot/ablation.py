@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..ablation import Summary
+from ..ablation import ImagesStudy, Summary
+from ..ablation.jobs import TRAINING
 from .curves import use_log_scale
 
 #: One color a row, told apart by people with any color vision (Paul Tol's "bright", and black).
@@ -55,5 +56,39 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(summary.title, fontsize=11)
+    figure.savefig(image, dpi=150)
+    return image
+
+
+def plot_images_study(study: ImagesStudy, image: Path) -> Path:
+    """Draw accuracy against the number of training images into an image file; returns its path.
+
+    One line a row, the mean over its seeds; a bar reaches one sample standard deviation up and down.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for title, own in study.lines().items():
+        points = [(images, line.accuracy) for images, line in own.items() if line.accuracy]
+        line = next(iter(own.values()))
+        axes.errorbar(
+            [images for images, _ in points],
+            [spread.mean for _, spread in points],
+            yerr=[spread.std or 0 for _, spread in points],
+            color=COLORS[line.name],
+            linestyle="--" if line.form == TRAINING else "-",
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=title,
+        )
+    axes.set_xscale("log")
+    numbers = sorted(study.summaries)
+    axes.set_xticks(numbers, [f"{images:,}" for images in numbers])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="training images", ylabel="top-1 accuracy on the test images, %")
+    axes.set_title(f"{study.steps} steps each; mean and standard deviation over the seeds", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(image, dpi=150)
     return image

@@ -1,0 +1,103 @@
+"""How accuracy depends on the number of training images: an ablation for each number, all with the same steps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repmlp_settings import Train
+
+from ..files import atomic_file
+from .results import Line, Spread
+from .summary import Summary, markdown_table, spread_text
+
+
+def recipe_for_images(recipe: Train, images: int, steps: int) -> Train:
+    """The recipe on a subset of ``images``, with epochs that make ``steps`` or the fewest steps above it.
+
+    Raises:
+        ValueError: unless both are positive.
+    """
+    if images < 1 or steps < 1:
+        raise ValueError(f"images={images} and steps={steps} must be 1 or more")
+    per_epoch = images // min(recipe.batch_size, images)
+    return replace(recipe, train_images=images, epochs=-(-steps // per_epoch))
+
+
+@dataclass(frozen=True)
+class ImagesStudy:
+    """Accuracy of each row against the number of training images.
+
+    Attributes:
+        summaries: of each ablation, by its number of images.
+        steps: asked for; a run takes up to one epoch more.
+    """
+
+    summaries: Mapping[int, Summary]
+    steps: int
+
+    def lines(self) -> dict[str, dict[int, Line]]:
+        """Lines of the tables in deploy form, by the row's title and the number of images."""
+        lines: dict[str, dict[int, Line]] = {}
+        for images, summary in sorted(self.summaries.items()):
+            for line in summary.lines:
+                lines.setdefault(line.title, {})[images] = line
+        return {title: own for title, own in lines.items() if any(line.accuracy for line in own.values())}
+
+    @property
+    def missing(self) -> list[str]:
+        return [f"{images} images: {name}" for images, s in sorted(self.summaries.items()) for name in s.missing]
+
+    @property
+    def header(self) -> list[str]:
+        return ["test accuracy, %", *(f"{images:,} images" for images in sorted(self.summaries))]
+
+    def rows(self) -> list[list[str]]:
+        """Cells as text: mean and sample standard deviation over n seeds."""
+
+        def cell(line: Line | None) -> str:
+            return f"{spread_text(line.accuracy, '.2f')} (n={line.accuracy.n})" if line and line.accuracy else ""
+
+        numbers = sorted(self.summaries)
+        return [[title, *(cell(own.get(images)) for images in numbers)] for title, own in self.lines().items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "accuracy": {
+                title: {images: _spread_dict(line.accuracy) for images, line in own.items()}
+                for title, own in self.lines().items()
+            },
+            "epochs": {images: summary.recipe.epochs for images, summary in self.summaries.items()},
+            "missing": self.missing,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write images.md and images.json, in place of those that are there."""
+        missing = [f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []
+        text = "\n".join(
+            [
+                f"# Accuracy against the number of training images, {self.steps} steps each",
+                "",
+                *markdown_table(self.header, self.rows()),
+                "",
+                "Mean ± sample standard deviation over n seeds. Images are drawn by class and seed, alike for all rows.",
+                *missing,
+                "",
+                "![Accuracy of each row against the number of training images](images.png)",
+                "",
+            ]
+        )
+        for name, content in (("images.md", text), ("images.json", json.dumps(self.to_dict(), indent=1) + "\n")):
+            with atomic_file(folder / name) as path:
+                path.write_text(content)
+
+
+def _spread_dict(spread: Spread | None) -> dict[str, Any] | None:
+    return asdict(spread) if spread else None
+
+
+def subset_folders(output: Path, numbers: Sequence[int]) -> dict[int, Path]:
+    """The folder of the ablation on each number of images."""
+    return {images: output / f"images-{images}" for images in dict.fromkeys(numbers)}
