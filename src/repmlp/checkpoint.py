@@ -144,7 +144,7 @@ def write_weights(state_dict: Mapping[str, Tensor], file: Path) -> None:
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    save_file(tensors, file, {"format": "pt", DIGEST: digest(tensors)})
+    save_file(tensors, file, {DIGEST: digest(tensors)})  # two entries would come in any order: other bytes each time
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:

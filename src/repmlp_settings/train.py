@@ -38,6 +38,7 @@ class Train:
             split; 0 keeps the last epoch.
         val_draw: How they are drawn: by-class, or at-random as earlier versions did.
         labels: With weights whose class names are known: match classes by-name, or take them by-index.
+        train_images: Train on only this many of the training images, drawn by class and seed; by default on all.
         epochs: Passes over the training images.
         batch_size: Images per step of the optimizer, over all processes.
         accumulation: Parts that a batch is computed in, to need less memory.
@@ -88,6 +89,7 @@ class Train:
     val_fraction: float = 0.1
     val_draw: Literal["by-class", "at-random"] = "by-class"
     labels: Literal["by-name", "by-index"] = "by-name"
+    train_images: int | None = None
     epochs: int = 100
     batch_size: int = 128
     accumulation: int = 1

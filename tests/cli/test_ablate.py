@@ -201,3 +201,15 @@ def test_a_table_of_nothing_is_refused(recipe, tmp_path, capsys):
     assert main(["ablate", recipe, str(tmp_path / "new"), "--table"]) == 2
     assert "is finished" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_rows_are_trained_on_subsets_of_the_images(recipe, tmp_path, capsys):
+    output = tmp_path / "images"
+    command = ["ablate", recipe, str(output), "--rows", "pure-mlp", "--seeds", "0"]
+    assert main([*command, "--images", "64,200", "--steps", "4"]) == 0
+    configs = {n: output / f"images-{n}/pure-mlp/seed-0/config.yaml" for n in (64, 200)}
+    settings = {n: yaml.safe_load(config.read_text()) for n, config in configs.items()}
+    assert {n: (s["train_images"], s["epochs"]) for n, s in settings.items()} == {64: (64, 2), 200: (200, 1)}
+    assert list(json.loads((output / "images.json").read_text())["accuracy"]) == ["Pure MLP", "A: not converted"]
+    assert (output / "images.png").exists()
+    assert "Accuracy against the number of training images" in capsys.readouterr().out

@@ -209,3 +209,16 @@ def test_nothing_to_convert_is_an_error(inplace):
     with pytest.raises(ValueError, match=r"nothing to convert: no module of this Sequential has a deploy form"):
         reparameterize(plain, inplace=inplace)
     assert plain.training
+
+
+def test_a_conversion_in_inference_mode_is_as_right_and_its_result_can_be_trained():
+    model = randomize(
+        timm.create_model("repmlp_cifar", img_size=8, channels=(4, 8), partition_size=4, kernel_sizes=(1, 3))
+    )
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        fast = reparameterize(model)
+        assert is_reparameterized(fast)
+        assert_close(fast(x), model.eval()(x), 1e-5)
+    fast(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in fast.parameters())

@@ -180,3 +180,22 @@ def test_numbers_name_classes_up_to_the_highest():
 def test_labels_that_are_not_classes(train, test, names, message):
     with pytest.raises(ValueError, match=message):
         class_names_of("x", [np.array(train), np.array(test)], names)
+
+
+def test_a_subset_of_the_training_images_is_drawn_by_class_and_keeps_clear_of_validation():
+    data = load_data("digits")
+    everything, validation = data.train_and_val(0.1, seed=1)
+    subset, same_validation = data.train_and_val(0.1, seed=1, train_images=100)
+    assert len(subset) == 100
+    assert set(subset) < set(everything)
+    assert same_validation[1] == validation[1]
+    assert set(np.bincount(data.train.labels[subset])) <= {9, 10, 11}  # ten classes of about equal size
+    assert (
+        data.train_and_val(0.1, seed=1, train_images=100)[0]
+        == subset
+        != data.train_and_val(0.1, 2, train_images=100)[0]
+    )
+    assert data.train_and_val(0.1, seed=1, train_images=len(everything))[0] == everything
+    for wrong in (0, -1, len(everything) + 1):
+        with pytest.raises(ValueError, match=f"train_images={wrong} of {len(everything)} images"):
+            data.train_and_val(0.1, seed=1, train_images=wrong)

@@ -60,7 +60,9 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     data = load_data(
         settings.data, settings.data_root, settings.download, settings.bad_images, in_memory=settings.in_memory
     )
-    to_train, validation = data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw)
+    to_train, validation = data.train_and_val(
+        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
+    )
     batch_size = min(settings.batch_size, len(to_train))
     steps = count_batches(len(to_train), batch_size, train=True)
     looks = count_batches(len(validation[1]) if validation else 0, batch_size, train=False)

@@ -82,7 +82,7 @@ class ImagesStudy:
                 "",
                 *markdown_table(self.header, self.rows()),
                 "",
-                "Mean ± sample standard deviation over n seeds. Images are drawn by class and seed, alike for all rows.",
+                "Mean ± sample standard deviation over n seeds. Images are drawn by class and seed.",
                 *missing,
                 "",
                 "![Accuracy of each row against the number of training images](images.png)",

@@ -142,6 +142,7 @@ class DryRun:
     error: Exception | None = None
 
 
+@torch.inference_mode(False)  # inference tensors do not count their changes
 def dry_run(block: nn.Module) -> DryRun:
     """Convert a copy of a block on the meta device, where it takes no memory, or where that fails, on a real copy."""
     run = _dry_run(block, torch.device("meta"))

@@ -14,6 +14,7 @@ from .converters import DryRun, Twin, call_converters, converter, dry_run, repla
 from .preparation import copied, ensure_copyable, lost_hooks, package_of, why_not_removable
 
 
+@torch.inference_mode(False)  # the deploy form can be trained, wherever it was made
 def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Convert every block of a model to deploy form (RepMLP v1, section 3.4). Right, or refused with nothing changed.
 

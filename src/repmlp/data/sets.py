@@ -75,20 +75,38 @@ class ImageData:
         return len(self.mean)
 
     def train_and_val(
-        self, fraction: float, seed: int, draw: Literal["by-class", "at-random"] = "by-class"
+        self,
+        fraction: float,
+        seed: int,
+        draw: Literal["by-class", "at-random"] = "by-class",
+        train_images: int | None = None,
     ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
         """Which images to train on, and which to choose the best epoch by.
 
         Args:
             fraction: of the training images to validate on, if there is no validation split; 0 for no validation.
             draw: "at-random" draws them as earlier versions did, whatever their classes.
+            train_images: how many images to train on, drawn by class from those left; by default all.
 
         Returns:
             Indices in ``train``; a data set and indices in it, or None.
 
         Raises:
-            ValueError: for "at-random" if there is a validation split.
+            ValueError: for "at-random" if there is a validation split, and for more ``train_images`` than there are.
         """
+        train, val = self._train_and_val(fraction, seed, draw)
+        if train_images is None:
+            return train, val
+        if not 0 < train_images <= len(train):
+            raise ValueError(f"train_images={train_images} of {len(train)} images to train on: use 1 to {len(train)}")
+        if train_images < len(train):
+            _, chosen = split_train_val(self.train.labels[train], train_images / len(train), seed)
+            train = [train[i] for i in chosen]
+        return train, val
+
+    def _train_and_val(
+        self, fraction: float, seed: int, draw: str
+    ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
         if self.val is not None and draw == "at-random":
             raise ValueError(
                 "the data set has a validation split, so val_draw='at-random' has nothing to draw; a run of an earlier "

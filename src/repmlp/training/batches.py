@@ -57,7 +57,9 @@ def build_batches(
         ValueError: for a batch size that cannot be divided as it has to be.
     """
     part = Part(accelerator.process_index, accelerator.num_processes)
-    to_train, validation = data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw)
+    to_train, validation = data.train_and_val(
+        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
+    )
     batch_size = min(settings.batch_size, len(to_train))
     parts = part.world * settings.accumulation
     if settings.accumulation < 1 or not batch_size or batch_size % parts:
