@@ -16,7 +16,7 @@ from common import milliseconds, table, write
 
 from repmlp import RepMLP
 from repmlp.deploy import time_interleaved
-from repmlp.functional import prefer_moments
+from repmlp.layers.moments import prefer_moments
 
 
 @dataclass(frozen=True)

@@ -341,7 +341,7 @@ def test_a_layer_that_is_not_there_or_is_no_fc_over_tokens():
 
 def test_kernels_that_do_not_fit():
     refused(small("gMLP"), "proj: kernel 2x2 is even", kernel_sizes=(2,))
-    refused(small("gMLP"), "proj: kernel 5x5 is larger than the 3x4 grid of tokens", kernel_sizes=(1, 5))
+    refused(small("gMLP"), "proj: kernel 5x5 is larger than the 3x4 map", kernel_sizes=(1, 5))
     refused(small("gMLP"), "must name one or more kernels", kernel_sizes=())
 
 

@@ -1,6 +1,5 @@
 """Statistics from moments, against those of outputs that are computed one by one."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 import reference
 from compare import assert_close
-from repmlp.functional import covariance, grouped_linear, im2col, linear_moments, patch_moments, prefer_moments
+from repmlp.functional import covariance, grouped_linear, im2col, linear_moments, patch_moments
 
 
 def centered(x, groups):
@@ -129,33 +128,3 @@ def test_shapes_on_the_meta_device():
     x, kernel = torch.empty(6, 4, 3, 5, device="meta"), torch.empty(8, 2, 3, 1, device="meta")
     mean, variance = conv_moments(x, kernel, 2)
     assert (mean.shape, variance.shape, variance.device.type) == ((8,), (8,), "meta")
-
-
-CONVS = [(k, k) for k in (1, 3, 5, 7)]
-
-
-@pytest.mark.parametrize(
-    ("C", "h", "g", "kernel_sizes", "rows", "pays"),
-    [
-        (8, 8, 2, CONVS, 2048, True),  # measured: 2.5 times faster
-        (16, 8, 2, CONVS, 2048, True),
-        (32, 8, 2, CONVS, 512, False),  # measured: 3 times slower
-        (64, 8, 2, CONVS, 128, False),
-        (64, 7, 8, CONVS[:3], 512, False),
-        (32, 7, 8, CONVS[:3], 2048, True),
-    ],
-)
-def test_moments_pay_on_narrow_maps_with_many_rows(C, h, g, kernel_sizes, rows, pays):
-    features = C // g * h * h
-    assert prefer_moments(rows, features, features, (h, h), kernel_sizes) == pays
-
-
-def test_what_makes_moments_pay():
-    def pay(rows=2048, channels=4, kernel_sizes=CONVS):
-        return prefer_moments(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)
-
-    assert pay()
-    assert not pay(rows=64)
-    assert not pay(channels=32, rows=256)
-    assert not pay(kernel_sizes=CONVS[:1])
-    assert not pay(kernel_sizes=())

@@ -14,6 +14,7 @@ import reference
 from compare import assert_close, assert_same
 from repmlp import RepMLP
 from repmlp.layers import add_fake_quant_hooks
+from repmlp.layers.moments import prefer_moments
 from weights import randomize
 
 EXAMPLE = {
@@ -201,6 +202,12 @@ def test_auto_takes_moments_where_they_pay():
     assert (which(block, few, "moments"), which(block, many, "branches")) == ("moments", "branches")
 
 
+def test_auto_takes_the_branches_where_the_rule_was_not_measured():
+    block = RepMLP(8, 8, 32, 8, (1, 3, 5, 7), 2, device="meta")
+    many = torch.zeros(2048, 8, 8, 8, device="meta")
+    assert (which(block, many, "auto"), which(block, many, "moments")) == ("branches", "moments")
+
+
 def test_a_block_with_no_local_perceptron_takes_moments_only_if_told_to():
     block = RepMLP(8, 8, 32, 8, (), 2)
     many = torch.zeros(4096, 8, 8, 8)
@@ -282,6 +289,39 @@ def test_what_only_the_branches_compute_is_left_to_them(change):
         CHANGES[change](block)
         outputs.append(block(x))
     assert_same(*outputs)
+
+
+# The rule
+
+
+CONVS = [(k, k) for k in (1, 3, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("C", "h", "g", "kernel_sizes", "rows", "pays"),
+    [
+        (8, 8, 2, CONVS, 2048, True),  # measured: 2.5 times faster
+        (16, 8, 2, CONVS, 2048, True),
+        (32, 8, 2, CONVS, 512, False),  # measured: 3 times slower
+        (64, 8, 2, CONVS, 128, False),
+        (64, 7, 8, CONVS[:3], 512, False),
+        (32, 7, 8, CONVS[:3], 2048, True),
+    ],
+)
+def test_moments_pay_on_narrow_maps_with_many_rows(C, h, g, kernel_sizes, rows, pays):
+    features = C // g * h * h
+    assert prefer_moments(rows, features, features, (h, h), kernel_sizes) == pays
+
+
+def test_what_makes_moments_pay():
+    def pay(rows=2048, channels=4, kernel_sizes=CONVS):
+        return prefer_moments(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)
+
+    assert pay()
+    assert not pay(rows=64)
+    assert not pay(channels=32, rows=256)
+    assert not pay(kernel_sizes=CONVS[:1])
+    assert not pay(kernel_sizes=())
 
 
 # What PyTorch does to modules

@@ -21,7 +21,7 @@ def converted(module):
 
 
 PARTS = {
-    "ConvNorm": (lambda **kw: ConvNorm(4, 6, (3, 1), 2, 2, **kw), (2, 4, 5, 7)),
+    "ConvNorm": (lambda **kw: ConvNorm(4, 6, (3, 1), 2, groups=2, **kw), (2, 4, 5, 7)),
     "GlobalPerceptron": (lambda **kw: GlobalPerceptron(4, (6, 8), (3, 2), 4, **kw), (2, 4, 6, 8)),
     "LocalPerceptron": (lambda **kw: LocalPerceptron(4, 6, (1, (3, 1), (1, 5)), 2, **kw), (3, 4, 5, 6)),
     "one conv": (lambda **kw: LocalPerceptron(4, 6, (3,), 2, **kw), (3, 4, 5, 6)),

@@ -210,7 +210,7 @@ def test_official_names_of_a_block(deploy):
     [
         ({"share_sets": 3}, "3 share-sets do not divide 8 channels"),
         ({"share_sets": 0}, "0 share-sets do not divide"),
-        ({"kernel_sizes": (1, 5)}, "kernel 5x5 is larger than partition 4x5"),
+        ({"kernel_sizes": (1, 5)}, "kernel 5x5 is larger than the 4x5 map"),
         ({"kernel_sizes": (2,)}, "kernel 2x2 is even"),
         ({"global_reduction": 3}, "global_reduction 3 does not divide the 8 features"),
         ({"partition_size": (0, 5)}, "partition 0x5 must be positive"),

@@ -147,7 +147,7 @@ def test_arguments_are_one_value_or_one_for_each_stage():
         ({"groups": {"c3": 8}}, "groups names c3, but c4 has RepMLP blocks too: add c4, or pass one value"),
         ({"groups": {"c3": 8, "c6": 8}}, "groups names the stages c6"),
         ({"channel_reduction": 3}, "channel_reduction 3 does not divide the width 128"),
-        ({"kernel_sizes": (1, 9)}, "kernel 9x9 is larger than partition 7x7"),
+        ({"kernel_sizes": (1, 9)}, "kernel 9x9 is larger than the 7x7 map"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(args, message):

@@ -4,9 +4,9 @@ On an h x w map, a conv with kernel F, stride 1 and padding p = (kh//2, kw//2) i
 
     W[(o, y, x), (c, y+i-p, x+j-p)] = F[o, c, i, j],   zero elsewhere and outside the map.
 
-The paper builds W by convolving an identity matrix. Here are two shorter ways to the same numbers:
+The paper builds W by convolving an identity matrix. This file has two shorter ways to the same numbers:
 windows over the zero-padded kernel (differentiable), and writing each tap of the kernel onto its
-diagonal of an FC kernel that exists already (in place, no scratch).
+diagonal of an existing FC kernel (in place, without scratch memory).
 
 O output and C input channels, g groups, h,w map, kh,kw kernel.
 """
@@ -15,12 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _check(kernel: Tensor, size: tuple[int, int], groups: int) -> None:
-    O, kh, kw = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+def check_kernel_size(kernel_size: tuple[int, int], size: tuple[int, int] | None = None) -> None:
+    """Raise ValueError unless a conv of stride 1 can keep the size of its map and be merged into an FC on it.
+
+    Args:
+        kernel_size: (kh, kw); must be odd.
+        size: (h, w) of the map, which the kernel must not exceed; None if the conv is not to be merged.
+    """
+    kh, kw = kernel_size
     if kh % 2 == 0 or kw % 2 == 0:
         raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
-    if kh > size[0] or kw > size[1]:
-        raise ValueError(f"kernel {kh}x{kw} is larger than the {size[0]}x{size[1]} map: use a smaller kernel")
+    if size is not None and (kh > size[0] or kw > size[1]):
+        raise ValueError(
+            f"kernel {kh}x{kw} is larger than the {size[0]}x{size[1]} map that it runs on (a partition, or a grid of "
+            f"tokens), so no FC on that map can hold it: use a smaller kernel or a larger map"
+        )
+
+
+def center_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zero-pad a kernel (O, C/g, .., ..) to ``size`` (kh, kw), with the same center: as a conv, it stays the same."""
+    top, left = (size[0] - kernel.shape[2]) // 2, (size[1] - kernel.shape[3]) // 2
+    return F.pad(kernel, (left, left, top, top))
+
+
+def _check(kernel: Tensor, size: tuple[int, int], groups: int) -> None:
+    O, _, kh, kw = kernel.shape
+    check_kernel_size((kh, kw), size)
     if groups < 1 or O % groups:
         raise ValueError(f"{groups} groups do not divide the kernel's {O} output channels")
 
@@ -53,7 +73,7 @@ def add_conv_to_linear_(weight: Tensor, kernel: Tensor, size: tuple[int, int], g
     """Add ``conv_to_linear(kernel, size, groups)`` to ``weight`` in place, and return ``weight``.
 
     Every tap of the kernel is one value along one diagonal of the FC kernel, so a merge is kh*kw
-    strided additions, at most h*w*O*(C/g)*kh*kw in all, with no scratch memory.
+    strided additions, at most h*w*O*(C/g)*kh*kw in all, without scratch memory.
 
     Args:
         weight: (g, O/g*h*w, C/g*h*w), contiguous in its last axis and changed in place.
@@ -89,4 +109,4 @@ def add_conv_to_rows_(fc: Tensor, kernel: Tensor, first: int = 0) -> None:
         rows = fc.diagonal(first + i - kh // 2, -5, -2)  # y' = y + i - kh//2: (..., O, x, C, x', ny)
         for j in range(kw):
             diagonal = rows.diagonal(j - kw // 2, -4, -2)  # x' = x + j - kw//2: (..., O, C, ny, nx)
-            diagonal.add_(kernel[..., i, j, None, None])  # a diagonal ends at the map's edge by itself
+            diagonal.add_(kernel[..., i, j, None, None])  # a diagonal ends at the edge of the map

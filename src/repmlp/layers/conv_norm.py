@@ -1,12 +1,14 @@
-"""A conv and the batch norm after it: one conv with a bias once deployed."""
+"""A conv and the batch norm after it: one conv with a bias in deploy form."""
 
 from typing import Any
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..functional import bn_to_affine, fold_bn_into_preceding, row_slices
+from .factory import FactoryArgs
 
 
 class ConvNorm(nn.Module):
@@ -32,15 +34,16 @@ class ConvNorm(nn.Module):
         out_channels: int,
         kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
+        *,
         groups: int = 1,
         deploy: bool = False,
         padding: int | tuple[int, int] | None = None,
         dilation: int = 1,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         kh, kw = to_2tuple(kernel_size)
         if padding is None:
             padding = (dilation * (kh // 2), dilation * (kw // 2))
@@ -63,7 +66,7 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Change to deploy form, in place. Does nothing if that is the form already."""
+        """Change to deploy form, in place. Does nothing in deploy form."""
         if self.deploy:
             return
         self.bn = fold_norm_(self.conv, self.bn)

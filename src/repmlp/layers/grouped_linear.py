@@ -4,8 +4,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..functional import grouped_linear
+from .factory import FactoryArgs
 
 #: In training, up to this many groups run as one product each. Evaluation and export always use the batched product,
 #: since they may have few rows, or any number of them.
@@ -27,12 +29,19 @@ class GroupedLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, groups: int = 1, bias: bool = True, device=None, dtype=None
+        self,
+        in_features: int,
+        out_features: int,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(f"{groups} groups do not divide {in_features} input and {out_features} output features")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
         self.few_groups = groups <= MAX_GROUPS_BY_ROWS
         self.weight = nn.Parameter(torch.empty(groups, out_features // groups, in_features // groups, **dd))
@@ -40,7 +49,7 @@ class GroupedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(in_features/g): what ``nn.Linear`` does, for each group."""
+        """Uniform in +-1/sqrt(in_features/g): as ``nn.Linear``, per group."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:

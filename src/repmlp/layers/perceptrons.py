@@ -11,20 +11,30 @@ import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
+from torch.types import Device
 
-from ..functional import add_conv_to_rows_, conv_to_linear, fold_bn_into_following, row_slices, to_double
+from ..functional import (
+    add_conv_to_rows_,
+    center_kernel,
+    check_kernel_size,
+    conv_to_linear,
+    fold_bn_into_following,
+    row_slices,
+    to_double,
+)
 from .conv_norm import ConvNorm, bn_affine
+from .factory import FactoryArgs
 from .grouped_linear import GroupedLinear
 from .plain import why_not_as_built
 
 
 class GlobalPerceptron(nn.Module):
-    """Relates the partitions of a feature map: every one gets a value that depends on all of them.
+    """Relates the partitions of a feature map: adds to each a value that depends on all of them.
 
     Average-pool each partition to one value, BN, FC1, ReLU, FC2, and add the result to every pixel
     of its partition. FC1 and FC2 map ``C*P -> C*P/reduction -> C*P``.
 
-    In deploy form the BN, an affine map before FC1, is folded into FC1.
+    In deploy form, the BN is folded into FC1.
 
     Shape: (N, C, H, W) -> (N, C, H, W); (H, W) is a multiple of (h, w).
     """
@@ -35,12 +45,13 @@ class GlobalPerceptron(nn.Module):
         feature_size: tuple[int, int],
         partition_size: tuple[int, int],
         reduction: int = 1,
+        *,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         self.partition_size = partition_size
         self.partitions = (feature_size[0] // partition_size[0]) * (feature_size[1] // partition_size[1])
         features = channels * self.partitions
@@ -63,27 +74,29 @@ class GlobalPerceptron(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Fold BN into FC1, in place. Does nothing if that is done already."""
+        """Fold BN into FC1, in place. Does nothing in deploy form."""
         if self.deploy:
             return
         scale, shift = (t.repeat_interleave(self.partitions) for t in bn_affine(self.bn))  # (C*P)
         weight, bias = self.fc1.weight, self.fc1.bias
-        for rows in row_slices(weight):  # float64 takes little memory
+        for rows in row_slices(weight):  # slice by slice, to keep the float64 copies small
             weight[rows], bias[rows] = fold_bn_into_following(weight[rows], bias[rows], scale, shift)
         self.bn = nn.Identity()
         self.deploy = True
 
 
 class LocalPerceptron(nn.Module):
-    """Gives the block its local prior: parallel convs over one partition map, a BN after each, summed.
+    """The local prior of a block: convs over the partition map, in parallel, a BN after each, summed.
 
-    Stride 1, padding K//2, so that a conv sees one partition only. Because all branches are centered
-    on the same pixel and linear, their sum is one conv of the largest K: that is the deploy form.
+    Stride 1, padding K//2, so a conv sees one partition only. All branches are linear and centered on
+    the same pixel, so their sum is one conv of the largest K: the deploy form.
 
     Args:
         in_channels, out_channels: C, O.
         kernel_sizes: of the branches, ints or (kh, kw), all odd and all different.
         groups: g of every conv.
+        map_size: (h, w) of the maps, if the convs are to be merged into an FC on them: kernels must not be larger.
+        deploy: build the deploy form.
 
     Shape: (M, C, h, w) -> (M, O, h, w).
     """
@@ -94,25 +107,29 @@ class LocalPerceptron(nn.Module):
         out_channels: int,
         kernel_sizes: Iterable[int | tuple[int, int]],
         groups: int = 1,
+        *,
+        map_size: tuple[int, int] | None = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sizes = [to_2tuple(k) for k in kernel_sizes]
         if not sizes or len(set(sizes)) < len(sizes):
             raise ValueError(f"kernel_sizes {sizes} must name one or more kernels, each of them once")
-        for kh, kw in sizes:
-            if kh % 2 == 0 or kw % 2 == 0:
-                raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
+        for size in sizes:
+            check_kernel_size(size, map_size)
         _check_groups(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = (max(kh for kh, _ in sizes), max(kw for _, kw in sizes))
         if deploy:
             sizes = [self.kernel_size]
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         self.branches = nn.ModuleDict(
-            {f"{k[0]}x{k[1]}": ConvNorm(in_channels, out_channels, k, 1, groups, deploy, **dd) for k in sizes}
+            {
+                f"{k[0]}x{k[1]}": ConvNorm(in_channels, out_channels, k, groups=groups, deploy=deploy, **dd)
+                for k in sizes
+            }
         )
         self.deploy = deploy
 
@@ -149,20 +166,20 @@ class LocalPerceptron(nn.Module):
         convs = [branch.equivalent_conv() for branch in self.branches.values()]  # type: ignore[operator]
         if len(convs) == 1:
             return convs[0]
-        kh, kw = self.kernel_size
-        kernel = torch.stack([center_kernel(kernel, kh, kw) for kernel, _ in convs]).sum(0)
+        kernel = torch.stack([center_kernel(kernel, self.kernel_size) for kernel, _ in convs]).sum(0)
         return kernel, torch.stack([bias for _, bias in convs]).sum(0)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge all branches into one conv, in place. Does nothing if that is done already.
+        """Merge all branches into one conv, in place. Does nothing in deploy form.
 
-        A block whose FC3 can take the convs up merges them there instead, and drops this module.
+        A block with an FC3 merges the convs into that instead, and drops this module.
         """
         if self.deploy:
             return
-        c, o, like = self.in_channels, self.out_channels, next(self.parameters())
-        merged = ConvNorm(c, o, self.kernel_size, 1, self.groups, deploy=True, device=like.device, dtype=like.dtype)
+        like = next(self.parameters())
+        dd: FactoryArgs = {"device": like.device, "dtype": like.dtype}
+        merged = ConvNorm(self.in_channels, self.out_channels, self.kernel_size, groups=self.groups, deploy=True, **dd)
         for parameter, value in zip(merged.equivalent_conv(), self.equivalent_conv(), strict=True):
             parameter.copy_(value)
         self.branches = nn.ModuleDict({f"{self.kernel_size[0]}x{self.kernel_size[1]}": merged})
@@ -217,17 +234,10 @@ def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
 
 
-def center_kernel(kernel: Tensor, kh: int, kw: int) -> Tensor:
-    """Zero-pad a kernel (O, C/g, .., ..) to kh x kw with the same center."""
-    top, left = (kh - kernel.shape[2]) // 2, (kw - kernel.shape[3]) // 2
-    return F.pad(kernel, (left, left, top, top))
-
-
 class PartitionPerceptron(nn.Module):
-    """Sees every pixel of a partition at its place: one grouped FC (FC3) and the BN after it.
+    """One grouped FC (FC3) over all pixels of a partition, and the BN after it.
 
-    FC3 has no bias while it is followed by BN. In deploy form it has taken up the BN and, if there
-    are any, the convs of the Local Perceptron.
+    FC3 has a bias only in deploy form, when BN and the convs of the Local Perceptron are merged into it.
 
     Args:
         in_channels, out_channels: C, O.
@@ -243,13 +253,14 @@ class PartitionPerceptron(nn.Module):
         out_channels: int,
         partition_size: tuple[int, int],
         groups: int = 1,
+        *,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_groups(in_channels, out_channels, groups)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         self.out_channels, self.partition_size, self.groups = out_channels, partition_size, groups
         hw = partition_size[0] * partition_size[1]
         self.fc3 = GroupedLinear(in_channels * hw, out_channels * hw, groups, bias=deploy, **dd)
@@ -317,5 +328,5 @@ class PartitionPerceptron(nn.Module):
         return bn_affine(self.bn)
 
     def _per_pixel(self, bias: Tensor) -> Tensor:
-        """What is the same at every pixel, as a conv's bias (O): (O*h*w)."""
+        """A value per channel (O), repeated for every pixel: (O*h*w)."""
         return bias.repeat_interleave(self.partition_size[0] * self.partition_size[1])

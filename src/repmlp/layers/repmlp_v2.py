@@ -4,8 +4,8 @@ N batch, C channels, H,W feature map, h,w partition, P = (H/h)(W/w) partitions p
 S share-sets, M = N*P*C/S rows, K kernel size.
 
 What differs from v1: FC3 sees one channel at a time, and all channels of a share-set use one kernel;
-the Global Perceptron multiplies the output. Nothing in the block depends on the size of the feature
-map: only on the partition.
+the Global Perceptron multiplies the output. The block depends on the size of the partition only, not on
+that of the feature map.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
+from torch.types import Device
 
-from ..functional import partition_map, unpartition_map
 from .conv_norm import bn_affine
+from .factory import FactoryArgs
+from .partitioned import FC3Block, check_sizes
 from .perceptrons import LocalPerceptron, PartitionPerceptron
 
 
@@ -28,9 +30,11 @@ class GlobalPerceptronV2(nn.Module):
     Shape: (N, C, H, W) -> (N, C, 1, 1).
     """
 
-    def __init__(self, channels: int, reduction: int = 4, device=None, dtype=None) -> None:
+    def __init__(
+        self, channels: int, reduction: int = 4, *, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         if reduction < 1 or channels % reduction:
             raise ValueError(f"global_reduction {reduction} does not divide the {channels} features of FC1 (C)")
         self.fc1 = nn.Linear(channels, channels // reduction, **dd)
@@ -53,10 +57,16 @@ class PartitionPerceptronV2(PartitionPerceptron):
     """
 
     def __init__(
-        self, share_sets: int, partition_size: tuple[int, int], deploy: bool = False, device=None, dtype=None
+        self,
+        share_sets: int,
+        partition_size: tuple[int, int],
+        *,
+        deploy: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
-        super().__init__(share_sets, share_sets, partition_size, share_sets, deploy, **dd)
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
+        super().__init__(share_sets, share_sets, partition_size, share_sets, deploy=deploy, **dd)
         if not deploy:
             self.bn = nn.BatchNorm2d(share_sets, **dd)  # type: ignore[assignment]
 
@@ -70,27 +80,27 @@ class PartitionPerceptronV2(PartitionPerceptron):
         return self._per_pixel(scale), self._per_pixel(shift)
 
 
-class RepMLPv2(nn.Module):
-    """One FC for many channels, trained with depthwise convs beside it, and gated per channel.
+class RepMLPv2(FC3Block):
+    """One FC for many channels, trained with depthwise convs in parallel, and gated per channel.
 
     Training form, with C channels in S share-sets (channel ``c`` in share-set ``c % S``)::
 
         m = partition_map(x)                                   # (N*P, C, h, w)
-        m = m.reshape(N*P*C/S, S, h, w)                        # C/S channels that share become rows
+        m = m.reshape(N*P*C/S, S, h, w)                        # the C/S channels that share a kernel become rows
         y = PartitionPerceptron(m) + LocalPerceptron(m)        # BN(FC3(m)) + sum_K BN(conv_K(m)), all depthwise
         y = unpartition_map(y.reshape(N*P, C, h, w))           # (N, C, H, W)
         y = y * GlobalPerceptron(x)                            # FC1, FC2
 
-    :meth:`reparameterize` merges every BN and conv exactly: the deploy form is FC1, FC2 and FC3.
+    :meth:`reparameterize` merges every BN and conv: the deploy form is FC1, FC2 and FC3.
 
     Args:
         channels: C.
         partition_size: (h, w), an int for a square.
         kernel_sizes: K of the Local Perceptron's convs, ints or (kh, kw), odd and not larger than the
-            partition; empty for a block with no Local Perceptron.
+            partition; empty for a block without a Local Perceptron.
         share_sets: S; divides C.
         global_reduction: FC1 and FC2 have C/global_reduction hidden features.
-        pad: zero-pad a feature map that is no multiple of the partition, and crop the output.
+        pad: zero-pad a feature map that is not a multiple of the partition, and crop the output.
         deploy: build the deploy form, to load converted weights into.
 
     Shape: (N, C, H, W) -> (N, C, H, W), for any (H, W) that is a multiple of (h, w), or any at all with ``pad``.
@@ -105,80 +115,36 @@ class RepMLPv2(nn.Module):
         partition_size: int | tuple[int, int],
         kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3),
         share_sets: int = 1,
+        *,
         global_reduction: int = 4,
         pad: bool = False,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        h, w = to_2tuple(partition_size)
-        kernels = [to_2tuple(k) for k in kernel_sizes]
-        if min(h, w) < 1:
-            raise ValueError(f"partition {h}x{w} must be positive")
-        if share_sets < 1 or channels % share_sets:
-            raise ValueError(f"{share_sets} share-sets do not divide {channels} channels")
-        for kh, kw in kernels:
-            if kh > h or kw > w:
-                raise ValueError(f"kernel {kh}x{kw} is larger than partition {h}x{w}: an FC on it cannot hold it")
-        self.channels, self.share_sets, self.partition_size = channels, share_sets, (h, w)
-        self.pad = pad
-        self.deploy = deploy
-
-        self.global_perceptron = GlobalPerceptronV2(channels, global_reduction, **dd)
-        self.partition_perceptron = PartitionPerceptronV2(share_sets, (h, w), deploy, **dd)
-        self.local_perceptron = None
-        if kernels:
-            local = LocalPerceptron(share_sets, share_sets, kernels, share_sets, **dd)
-            self.local_perceptron = None if deploy else local
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
+        partition, kernels, S = to_2tuple(partition_size), list(kernel_sizes), share_sets
+        check_sizes(partition, partition, pad)
+        if S < 1 or channels % S:
+            raise ValueError(f"{S} share-sets do not divide {channels} channels")
+        super().__init__(
+            GlobalPerceptronV2(channels, global_reduction, **dd),
+            PartitionPerceptronV2(S, partition, deploy=deploy, **dd),
+            LocalPerceptron(S, S, kernels, S, map_size=partition, **dd) if kernels else None,
+            pad=pad,
+            deploy=deploy,
+        )
+        self.channels, self.share_sets = channels, share_sets
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_channels(x, self.channels)
+        assert self.global_perceptron is not None
         h, w = self.partition_size
-        m = partition_map(x, self.partition_size, self.pad)  # (N*P, C, h, w)
-        m = m.reshape(-1, self.share_sets, h, w)  # (N*P*C/S, S, h, w)
-        y = self.partition_perceptron(m)
-        if self.local_perceptron is not None:
-            y = y + self.local_perceptron(m)
+        m = self._partitions(self._padded(x, self.channels, None))  # (N*P, C, h, w)
+        y = self._branches(m.reshape(-1, self.share_sets, h, w))  # (N*P*C/S, S, h, w)
         y = y.reshape(-1, self.channels, h, w)  # (N*P, C, h, w)
-        y = unpartition_map(y, (x.shape[2], x.shape[3]))  # (N, C, H, W)
+        y = self._feature_map(y, (x.shape[2], x.shape[3]))  # (N, C, H, W)
         return y * self.global_perceptron(x)
-
-    def equivalent_fc3(self) -> tuple[Tensor, Tensor]:
-        """FC3's kernel (S, h*w, h*w) and bias (S*h*w) as they would be after the merge.
-
-        With gradient to every parameter that goes into them, from BN's running statistics: for
-        penalties on, and quantization-aware training of, what will be deployed.
-        """
-        return self.partition_perceptron.equivalent_fc3(self.local_perceptron)
-
-    @torch.no_grad()
-    def reparameterize(self) -> None:
-        """Merge all BNs and convs into FC3 (v1, section 3.4; "locality injection" in v2), in place.
-
-        Keeps dtype and device, and does nothing if the block is in deploy form already.
-        """
-        if self.deploy:
-            return
-        self.partition_perceptron.reparameterize(self.local_perceptron)
-        self.local_perceptron = None
-        self.deploy = True
 
     def extra_repr(self) -> str:
         h, w = self.partition_size
         return f"{self.channels}, partition={h}x{w}, share_sets={self.share_sets}, deploy={self.deploy}"
-
-
-def _check_channels(x: Tensor, channels: int) -> None:
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(
-            f"RepMLPv2 got an input of shape {list(x.shape)}, but was built for (N, {channels}, H, W): "
-            f"build the block with the channels that it will see"
-        )
-
-
-# Each reads the shape of its input, which symbolic tracing does not know: one node of a graph, not traced into.
-torch.fx.wrap("_check_channels")
-torch.fx.wrap("partition_map")
-torch.fx.wrap("unpartition_map")

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..functional import add_conv_to_linear_, to_double
+from .factory import FactoryArgs
 from .grouped_linear import GroupedLinear
 from .perceptrons import LocalPerceptron
 
@@ -131,7 +131,7 @@ def build_local_perceptron(
     Raises:
         ValueError: if ``fc`` is no such layer, or sizes do not fit.
     """
-    (H, W), kernels = grid, [to_2tuple(k) for k in kernel_sizes]
+    H, W = grid
     _check_layer(fc)
     if min(grid) < 1:
         raise ValueError(f"the grid {H}x{W} must be positive")
@@ -145,10 +145,8 @@ def build_local_perceptron(
             f"it maps {I} maps of the {H}x{W} grid to {O}, and one side of a token-mixing FC is a single map: "
             f"pass the grid that its tokens form"
         )
-    for kh, kw in kernels:
-        if kh > H or kw > W:
-            raise ValueError(f"kernel {kh}x{kw} is larger than the {H}x{W} grid of tokens: use a smaller kernel")
-    local = LocalPerceptron(groups * I, groups * O, kernels, groups, device=weight.device, dtype=weight.dtype)
+    dd: FactoryArgs = {"device": weight.device, "dtype": weight.dtype}
+    local = LocalPerceptron(groups * I, groups * O, kernel_sizes, groups, map_size=grid, **dd)
     for branch in local.branches.values():
         nn.init.zeros_(branch.bn.weight)  # type: ignore[arg-type, union-attr]
     return local.train(fc.training)

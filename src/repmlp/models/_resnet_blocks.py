@@ -10,22 +10,24 @@ import torch
 import torch.nn.functional as F
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..layers import ConvNorm, RepMLP
 from ..layers.conv_norm import fold_norm_
+from ..layers.factory import FactoryArgs
 
 
 class FoldableBottleneck(Bottleneck):
-    """timm's Bottleneck with a deploy form, in which each conv has taken up the batch norm behind it.
+    """timm's Bottleneck with a deploy form, in which each batch norm is merged into the conv before it.
 
     Args:
         deploy: build the deploy form.
-        args, kwargs: of timm's Bottleneck; the downsample path, if any, is a conv and a batch norm.
+        args, kwargs: of timm's Bottleneck; a downsample path must be a conv and a batch norm.
 
     Shape: (N, C, H, W) -> (N, O, H/stride, W/stride).
     """
 
-    def __init__(self, *args, deploy: bool = False, **kwargs) -> None:
+    def __init__(self, *args: Any, deploy: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.deploy = False
         if deploy:
@@ -33,7 +35,7 @@ class FoldableBottleneck(Bottleneck):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Fold every batch norm, in place. Does nothing if that is done already."""
+        """Merge every batch norm, in place. Does nothing in deploy form."""
         if self.deploy:
             return
         self.bn1 = fold_norm_(self.conv1, self.bn1)
@@ -48,16 +50,16 @@ class FoldableBottleneck(Bottleneck):
 class RepMLPBottleneck(nn.Module):
     """The RepMLP Bottleneck (v1, section 3.5): a Bottleneck whose inner map goes through a RepMLP.
 
-    The 3x3 convs around the RepMLP save it channels: FC3 costs (width/r)^2. Its layers convert
-    themselves, each to its own deploy form.
+    The 3x3 convs reduce the channels of the RepMLP to width/r, because FC3's cost is quadratic in it.
+    Each layer converts itself to its own deploy form.
 
     Args:
         channels: C, in and out.
         width: of the map between the 1x1 convs and the 3x3 convs.
         channel_reduction: r; the RepMLP has width/r channels.
-        repmlp: builds the RepMLP from its numbers of channels, in and out.
+        repmlp: called with the numbers of input and output channels, to build the RepMLP.
         dilation: of the 3x3 convs.
-        drop_path: of the residual path; None for none.
+        drop_path: of the residual path, or None.
         deploy: build the deploy form.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
@@ -72,14 +74,15 @@ class RepMLPBottleneck(nn.Module):
         width: int,
         channel_reduction: int,
         repmlp: Callable[..., RepMLP],
+        *,
         dilation: int = 1,
         drop_path: nn.Module | None = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         inner = _reduce(width, channel_reduction)
         self.conv1 = ConvNorm(channels, width, deploy=deploy, **dd)
         self.conv2 = ConvNorm(width, inner, 3, deploy=deploy, dilation=dilation, **dd)
@@ -102,12 +105,12 @@ class RepMLPBottleneck(nn.Module):
 
 
 class RepMLPLightBlock(nn.Module):
-    """The RepMLP Light Block (v1, section 3.5): 1x1 convs and a RepMLP, with no 3x3 conv at all.
+    """The RepMLP Light Block (v1, section 3.5): 1x1 convs and a RepMLP, without 3x3 convs.
 
-    The first 1x1 conv reduces directly to the width of the RepMLP: in ResNet-50 r = 2 is a reduction
-    of the block's channels by 8, the paper's.
+    The first 1x1 conv reduces directly to the width of the RepMLP: in ResNet-50, r = 2 reduces the
+    block's channels by 8, as in the paper.
 
-    Args, Shape, Raises: as :class:`RepMLPBottleneck`; there is nothing to dilate.
+    Args, Shape, Raises: as :class:`RepMLPBottleneck`, without ``dilation``.
     """
 
     def __init__(
@@ -116,13 +119,14 @@ class RepMLPLightBlock(nn.Module):
         width: int,
         channel_reduction: int,
         repmlp: Callable[..., RepMLP],
+        *,
         drop_path: nn.Module | None = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         inner = _reduce(width, channel_reduction)
         self.conv1 = ConvNorm(channels, inner, deploy=deploy, **dd)
         self.repmlp = repmlp(inner, inner, **dd)
@@ -149,5 +153,5 @@ def _reduce(width: int, channel_reduction: int) -> int:
 
 
 def _zero_init(last: ConvNorm) -> None:
-    if isinstance(last.bn, nn.BatchNorm2d):  # a deployed block has none, and is there to load weights into
+    if isinstance(last.bn, nn.BatchNorm2d):  # not in deploy form, which is built to load weights into
         nn.init.zeros_(last.bn.weight)

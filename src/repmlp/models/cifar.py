@@ -1,6 +1,6 @@
 """The pure-MLP network for CIFAR-10, its ablation, and the Wide ConvNet (RepMLP v1, section 4.1, Fig. 3, Table 1).
 
-"Pure MLP" is a network with no conv larger than 1x1; a 1x1 conv is an FC over channels. Every
+"Pure MLP" is a network without convs larger than 1x1; a 1x1 conv is an FC over channels. Every
 RepMLP and every conv-BN is followed by a ReLU:
 
     stage 1, 32x32   FC(3,16)   RepMLP  FC(16,16)  RepMLP
@@ -8,36 +8,40 @@ RepMLP and every conv-BN is followed by a ReLU:
     stage 3, 8x8     FC(32,64)  max-pool  RepMLP  FC(64,64)  RepMLP  FC(64,64)
     head             average pool, Linear
 
-The FC that widens a stage stands before the pooling, as in the paper, and belongs to the next stage,
+As in the paper, the FC that widens a stage comes before the pooling. It belongs to the next stage here,
 so that each stage ends in its own resolution.
 
 The rows of the ablation are arguments of the one network:
 
-    A  train form                     no argument: it is what ``reparameterize`` converts
+    A  training form                  no argument: what ``reparameterize`` converts
     B  no Local Perceptron            kernel_sizes=()
     C  no Global Perceptron           global_perceptron=False
     D  FC3 replaced by a 9x9 conv     block="conv9_for_fc3"
     E  RepMLP replaced by a 9x9 conv  block="conv9"
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.types import Device
 
-from ..functional import pad_to_multiple, partition_map, unpartition_map
 from ..layers import ConvNorm, GlobalPerceptron, LocalPerceptron, RepMLP
-from ..layers.repmlp import check_input, check_sizes
+from ..layers.factory import FactoryArgs
+from ..layers.partitioned import Partitioned, check_sizes, padded_size
 from ._staged import StagedModel
 
 
-class Conv9ForFC3(nn.Module):
+class Conv9ForFC3(Partitioned):
     """Row D: a RepMLP block with FC3 and its BN replaced by a 9x9 conv and BN of the same groups.
 
-    On a partition map that conv is one more branch of the Local Perceptron, and its largest one; so
-    in deploy form all branches are one 9x9 conv.
+    On a partition map, that conv is one more branch of the Local Perceptron, and its largest. So the
+    deploy form runs all branches as one 9x9 conv.
+
+    Args: as :class:`~repmlp.layers.RepMLP`, with ``channels`` in and out.
     """
 
     def __init__(
@@ -47,39 +51,30 @@ class Conv9ForFC3(nn.Module):
         partition_size: tuple[int, int],
         kernel_sizes: Sequence[int | tuple[int, int]],
         groups: int,
+        *,
         global_reduction: int,
         pad: bool,
         global_perceptron: bool,
         deploy: bool,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         check_sizes(feature_size, partition_size, pad)
-        self.channels, self.feature_size, self.partition_size, self.pad = channels, feature_size, partition_size, pad
-        (H, W), (h, w) = feature_size, partition_size
-        padded = (H + -H % h, W + -W % w)
+        super().__init__(partition_size, pad)
+        self.channels, self.feature_size = channels, feature_size
+        padded = padded_size(feature_size, partition_size)
         self.global_perceptron = (
-            GlobalPerceptron(channels, padded, partition_size, global_reduction, deploy, **dd)
+            GlobalPerceptron(channels, padded, partition_size, global_reduction, deploy=deploy, **dd)
             if global_perceptron and padded != partition_size
             else nn.Identity()
         )
-        self.local_perceptron = LocalPerceptron(channels, channels, (*kernel_sizes, 9), groups, deploy, **dd)
+        self.local_perceptron = LocalPerceptron(channels, channels, (*kernel_sizes, 9), groups, deploy=deploy, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.channels, self.feature_size)
-        if self.pad:
-            x = pad_to_multiple(x, self.partition_size)
-        m = partition_map(self.global_perceptron(x), self.partition_size)  # (N*P, C, h, w)
-        return unpartition_map(self.local_perceptron(m), self.feature_size)
-
-
-# As in layers/repmlp.py: nodes of a traced graph, not traced into.
-torch.fx.wrap("check_input")
-torch.fx.wrap("pad_to_multiple")
-torch.fx.wrap("partition_map")
-torch.fx.wrap("unpartition_map")
+        x = self.global_perceptron(self._padded(x, self.channels, self.feature_size))
+        y = self.local_perceptron(self._partitions(x))  # (N*P, C, h, w)
+        return self._feature_map(y, self.feature_size)
 
 
 class CifarNet(StagedModel):
@@ -95,7 +90,7 @@ class CifarNet(StagedModel):
         global_reduction: of the Global Perceptrons.
         global_perceptron: off for row C.
         block: "repmlp", "conv9_for_fc3" (row D), "conv9" (row E), or "conv3" (Wide ConvNet).
-        pad: zero-pad feature maps that are no multiple of the partition.
+        pad: zero-pad feature maps that are not multiples of the partition.
         deploy: build the deploy form.
 
     Raises:
@@ -107,6 +102,7 @@ class CifarNet(StagedModel):
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
+        *,
         img_size: int | tuple[int, int] = 32,
         channels: Sequence[int] = (16, 32, 64),
         partition_size: int | tuple[int, int] = 8,
@@ -118,22 +114,33 @@ class CifarNet(StagedModel):
         pad: bool = False,
         deploy: bool = False,
         drop_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         partition = to_2tuple(partition_size)
 
         def fc(inputs: int, outputs: int) -> list[nn.Module]:
             return [ConvNorm(inputs, outputs, deploy=deploy, **dd), nn.ReLU(inplace=True)]
 
         def mixer(c: int, size: tuple[int, int]) -> list[nn.Module]:
-            args = (kernel_sizes, groups, global_reduction, pad, global_perceptron, deploy)
-            if block == "repmlp":
-                layer: nn.Module = RepMLP(c, c, size, partition, *args, **dd)
-            elif block == "conv9_for_fc3":
-                layer = Conv9ForFC3(c, size, partition, *args, **dd)
+            blocks: dict[str, Callable[..., nn.Module]] = {
+                "repmlp": partial(RepMLP, c, c),
+                "conv9_for_fc3": partial(Conv9ForFC3, c),
+            }
+            if block in blocks:
+                layer = blocks[block](
+                    feature_size=size,
+                    partition_size=partition,
+                    kernel_sizes=kernel_sizes,
+                    groups=groups,
+                    global_reduction=global_reduction,
+                    pad=pad,
+                    global_perceptron=global_perceptron,
+                    deploy=deploy,
+                    **dd,
+                )
             elif block in ("conv9", "conv3"):
                 layer = ConvNorm(c, c, int(block.removeprefix("conv")), deploy=deploy, **dd)
             else:

@@ -3,14 +3,14 @@
     RepMLP Bottleneck    1x1 to the width, 3x3 to width/r, RepMLP, 3x3 back to the width, 1x1 up
     RepMLP Light Block   1x1 to width/r, RepMLP, 1x1 up
 
-The stages are c2 to c5, as in the paper (timm's names for them are layer1 to layer4). In a stage
-that gets RepMLP blocks, its first block stays a Bottleneck and all others are replaced. Everything
-that timm's ResNet has keeps its name, so that weights of timm's ``resnet50`` load into the blocks
-that stay: ``model.load_state_dict(weights, strict=False)``. (Only the stem is one module here, a
-ConvNorm under the name conv1; timm's names are translated on loading.)
+The stages are c2 to c5, as in the paper; timm calls them layer1 to layer4. In a stage with RepMLP
+blocks, the first block stays a Bottleneck and all others are replaced. Everything in timm's ResNet
+keeps its name, so weights of timm's ``resnet50`` load into the blocks that stay:
+``model.load_state_dict(weights, strict=False)``. (Only the stem is a single module here, a ConvNorm
+named conv1; timm's names are translated on loading.)
 
-The face networks (section 4.3) are the same class: base_width=256 makes the 3x3 convs as wide as
-the block's output, so that the 1x1 convs do not reduce.
+The face networks (section 4.3) use the same class: base_width=256 makes the 3x3 convs as wide as
+the block's output, so the 1x1 convs do not reduce.
 """
 
 import re
@@ -25,8 +25,10 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..layers import ConvNorm, RepMLP
+from ..layers.factory import FactoryArgs
 from ._resnet_blocks import FoldableBottleneck, RepMLPBottleneck, RepMLPLightBlock
 
 STAGES = ("c2", "c3", "c4", "c5")
@@ -40,17 +42,17 @@ T = TypeVar("T")
 class RepMLPResNet(ResNet):
     """timm's ResNet with RepMLP blocks in some of its stages.
 
-    An argument marked (*) is one value for all stages, or a mapping with one for each stage that has
-    RepMLP blocks: ``groups={"c3": 8, "c4": 16}``.
+    An argument marked (*) is one value for all stages, or a mapping with a value for each stage that
+    has RepMLP blocks: ``groups={"c3": 8, "c4": 16}``.
 
     Args:
         blocks: which blocks replace all but the first of a stage, "bottleneck" or "light":
             ``{"c3": "bottleneck", "c4": "bottleneck"}``. Empty for the plain ResNet.
         layers: blocks of each stage.
-        channels: of each stage, a quarter of what its blocks put out.
+        channels: of each stage; its blocks have four times as many output channels.
         base_width: the 3x3 convs have channels * base_width / 64 channels.
-        img_size: (H, W) of the images, of any size: a feature map that is no multiple of the partition
-            is padded inside the RepMLP.
+        img_size: (H, W) of the images, any size: the RepMLP pads a feature map that is not a multiple of
+            the partition.
         channel_reduction: (*) r; a RepMLP has width/r channels.
         partition_size: (*) h, w.
         kernel_sizes: (*) K of the Local Perceptrons.
@@ -71,6 +73,7 @@ class RepMLPResNet(ResNet):
         blocks: Mapping[str, str],
         layers: tuple[int, int, int, int] = (3, 4, 6, 3),
         channels: tuple[int, int, int, int] = (64, 128, 256, 512),
+        *,
         base_width: int = 64,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -86,10 +89,10 @@ class RepMLPResNet(ResNet):
         drop_path_rate: float = 0.0,
         zero_init_last: bool = True,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         block: Any = FoldableBottleneck
         super().__init__(
             block,
@@ -107,7 +110,7 @@ class RepMLPResNet(ResNet):
             **dd,
         )
         conv: Any = self.conv1
-        # One convertible module, not a pair that the network folds: features_only keeps modules, not the network.
+        # One module that converts itself: features_only keeps the modules of a network, but not the network.
         self.conv1: Any = ConvNorm(in_chans, conv.out_channels, 7, 2, deploy=deploy, **dd)
         self.conv1.conv.weight = conv.weight
         self.bn1 = nn.Identity()
@@ -134,7 +137,7 @@ class RepMLPResNet(ResNet):
             layer: Any = self.get_submodule(f"layer{i + 1}")
             for j, old in enumerate(layer):
                 if j > 0:
-                    layer[j] = _replacement(blocks[stage], old, r, repmlp, deploy, **dd)
+                    layer[j] = _replacement(blocks[stage], old, r, repmlp, deploy=deploy, dd=dd)
                     if zero_init_last:
                         layer[j].zero_init_last()
 
@@ -143,16 +146,16 @@ class RepMLPResNet(ResNet):
         return set()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Also under timm's names. PyTorch hands over a copy of the dict and reads the children's tensors from it later.
+        # Translates timm's names. PyTorch passes a copy of the dict, and reads the children's tensors from it later.
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[prefix + _own_name(name.removeprefix(prefix))] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _replacement(
-    kind: str, old: Bottleneck, r: int, repmlp: Callable[..., RepMLP], deploy: bool, **dd
+    kind: str, old: Bottleneck, r: int, repmlp: Callable[..., RepMLP], *, deploy: bool, dd: FactoryArgs
 ) -> RepMLPBottleneck | RepMLPLightBlock:
-    """The RepMLP block that takes the place of a Bottleneck."""
+    """The RepMLP block that replaces a Bottleneck."""
     args = (old.conv1.in_channels, old.conv2.out_channels, r, repmlp)
     if kind == "bottleneck":
         return RepMLPBottleneck(*args, dilation=old.dilation, drop_path=old.drop_path, deploy=deploy, **dd)
@@ -168,7 +171,7 @@ def _check_stages(name: str, values: Mapping[str, Any]) -> None:
 
 
 def _for_stage(name: str, value: T | Mapping[str, T], stage: str) -> T:
-    """One value for all stages, or the entry of this one."""
+    """The value for all stages, or the entry of this stage."""
     if not isinstance(value, Mapping):
         return value
     _check_stages(name, value)
@@ -181,12 +184,12 @@ def _for_stage(name: str, value: T | Mapping[str, T], stage: str) -> T:
 
 
 def _own_name(name: str) -> str:
-    """timm's name of a tensor to ours: only those of the stem differ, where conv1 and bn1 are one module."""
+    """Translate timm's name of a tensor: only the stem differs, where conv1 and bn1 are one module."""
     return re.sub(r"^bn1\.", "conv1.bn.", re.sub(r"^conv1\.(?=weight$)", "conv1.conv.", name))
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of timm's ResNet under our names, for timm, which looks into them before it loads them."""
+    """Weights of timm's ResNet under our names. timm calls it before it adapts and loads pretrained weights."""
     return {_own_name(name): tensor for name, tensor in state_dict.items()}
 
 

@@ -1,16 +1,16 @@
 """RepMLPNet: a hierarchical MLP (RepMLPNet, CVPR 2022, arXiv 2112.11081), "v2" of RepMLP.
 
     stem     4x4 conv of stride 4, BN, ReLU
-    stages   units  x = x + block(BN(x));  x = x + FFN(BN(x))
+    stages   of  x = x + block(BN(x));  x = x + FFN(BN(x))
     between  2x2 conv of stride 2, BN, ReLU
     head     BN, average pool, Linear
 
 ``block`` is :class:`~repmlp.layers.RepMLPv2`, ``FFN`` two 1x1 conv-BNs with a GELU between them. The
-stem and the convs between the stages each belong to the stage after them, so that each stage ends
-in its own resolution.
+stem and the convs between the stages belong to the stage after them, so each stage ends in its own
+resolution.
 
-The weights depend on the partitions, not on the image size: a network takes every image whose
-feature maps are multiples of the partitions, rectangular ones too, and with ``pad`` every image.
+The weights depend on the partitions, not on the image size: a network takes any image, also a
+rectangular one, whose feature maps are multiples of the partitions; with ``pad``, any image.
 """
 
 import math
@@ -21,26 +21,36 @@ import torch
 from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.types import Device
 
 from ..functional import fold_bn_into_following, fold_bn_into_preceding, row_slices
 from ..layers import ConvNorm, RepMLPv2
 from ..layers.conv_norm import bn_affine
+from ..layers.factory import FactoryArgs
 from ..layers.plain import why_not_as_built
 from ._staged import StagedModel
 
 
 class FFN(nn.Module):
-    """``conv-BN(GELU(conv-BN(BN(x))))`` with 1x1 convs: the FFN of a unit and the BN before it.
+    """``conv-BN(GELU(conv-BN(BN(x))))`` with 1x1 convs: the FFN of a RepMLPNetBlock and the BN before it.
 
-    In deploy form two convs: each BN is folded into the conv before it, and the first, which stands
-    before a conv that pads nothing, into the conv after it.
+    In deploy form two convs: the first BN is merged into the conv after it, which has no padding, and
+    each other BN into the conv before it.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
     """
 
-    def __init__(self, channels: int, ratio: int = 4, deploy: bool = False, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        ratio: int = 4,
+        *,
+        deploy: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         self.norm = nn.Identity() if deploy else nn.BatchNorm2d(channels, **dd)
         self.fc1 = ConvNorm(channels, channels * ratio, deploy=deploy, **dd)
         self.act = nn.GELU()
@@ -52,7 +62,7 @@ class FFN(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Fold all three BNs into the convs, in place. Does nothing if that is done already."""
+        """Merge all three BNs into the convs, in place. Does nothing in deploy form."""
         if self.deploy:
             return
         conv, (before, shift_before) = self.fc1.conv, bn_affine(self.norm)
@@ -76,13 +86,21 @@ class FFN(nn.Module):
 class RepMLPNetBlock(nn.Module):
     """``x = x + block(BN(x))``, then ``x = x + FFN(BN(x))``, with stochastic depth on both branches.
 
-    The BN before the block stays in deploy form: it scales every channel by its own factor, while
-    FC3 is one kernel for all channels of a share-set, so that FC3 cannot take it up.
+    The deploy form keeps the BN before the block: it scales each channel by its own factor, but FC3 is
+    one kernel for all channels of a share-set, so it cannot be merged into FC3.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
     """
 
-    def __init__(self, block: RepMLPv2, ffn: FFN, drop_path: float = 0.0, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        block: RepMLPv2,
+        ffn: FFN,
+        drop_path: float = 0.0,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(block.channels, device=device, dtype=dtype)
         self.block = block
@@ -99,14 +117,14 @@ class RepMLPNet(StagedModel):
 
     Args:
         num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as in any timm model.
-        img_size: (H, W) of the images to come. The network does not depend on it; it is only checked
-            to fit the partitions (unless ``pad``).
-        channels, depths, share_sets: width, number of units and S of each stage.
+        img_size: (H, W) of the images, only checked to fit the partitions (unless ``pad``): the network
+            does not depend on it.
+        channels, depths, share_sets: width, number of RepMLPNetBlocks and S of each stage.
         partition_sizes: (h, w) of the blocks of each stage, an int for a square.
         kernel_sizes: of the Local Perceptrons; empty for none.
         global_reduction: of the Global Perceptrons.
         ffn_ratio: hidden over outer channels of the FFNs.
-        pad: zero-pad feature maps that are no multiple of the partition.
+        pad: zero-pad feature maps that are not multiples of the partition.
         deploy: build the deploy form.
 
     Raises:
@@ -118,6 +136,7 @@ class RepMLPNet(StagedModel):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
+        *,
         img_size: int | tuple[int, int] | None = None,
         channels: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 6, 2),
@@ -130,11 +149,11 @@ class RepMLPNet(StagedModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryArgs = {"device": device, "dtype": dtype}
         if not len(channels) == len(depths) == len(share_sets) == len(partition_sizes):
             raise ValueError(
                 f"channels {tuple(channels)}, depths {tuple(depths)}, share_sets {tuple(share_sets)} and "
@@ -156,13 +175,15 @@ class RepMLPNet(StagedModel):
                 nn.ReLU(inplace=True),
             ]
             for _ in range(depth):
-                block = RepMLPv2(c, partition, kernel_sizes, S, global_reduction, pad, deploy, **dd)
-                layers.append(RepMLPNetBlock(block, FFN(c, ffn_ratio, deploy, **dd), next(drop_paths), **dd))
+                block = RepMLPv2(
+                    c, partition, kernel_sizes, S, global_reduction=global_reduction, pad=pad, deploy=deploy, **dd
+                )
+                layers.append(RepMLPNetBlock(block, FFN(c, ffn_ratio, deploy=deploy, **dd), next(drop_paths), **dd))
             stages.append(nn.Sequential(*layers))
             self.feature_info.append({"num_chs": c, "reduction": strides[i], "module": f"stages.{i}"})
             before = c
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(before, **dd)  # stays in deploy form: forward_features gives what it gave
+        self.norm = nn.BatchNorm2d(before, **dd)  # the deploy form keeps it, so that forward_features does not change
         self._init_head(before, global_pool, drop_rate, **dd)
 
 
@@ -175,8 +196,9 @@ def _check_img_size(img_size: tuple[int, int], partitions: Sequence[tuple[int, i
                 for sizes in zip(*partitions, strict=True)
             )
             raise ValueError(
-                f"img_size {H}x{W} gives stage {i} a feature map of {H // stride}x{W // stride}, which is no multiple "
-                f"of its partition {h}x{w}: pass pad=True, a multiple of {unit_h}x{unit_w}, or other partition_sizes"
+                f"img_size {H}x{W} gives stage {i} a feature map of {H // stride}x{W // stride}, which is not a "
+                f"multiple of its partition {h}x{w}: pass pad=True, a multiple of {unit_h}x{unit_w}, or other "
+                f"partition_sizes"
             )
 
 
