@@ -108,8 +108,8 @@ def test_there_is_something_to_walk():
     assert {path.relative_to(SRC).parts[0] for path in files(SRC)} == set(BESIDE)
     rooms = {path.relative_to(SRC).parts[1].removesuffix(".py") for path in files(SRC / "repmlp")}
     assert rooms == set(ROOMS)
-    assert {"repmlp.functional.partition_map", "torch", "timm.layers.to_2tuple"} <= set(
-        imports(SRC / "repmlp" / "layers" / "repmlp.py", SRC)
+    assert {"repmlp.functional.partition_map", "torch", "repmlp.layers.perceptrons.LocalPerceptron"} <= set(
+        imports(SRC / "repmlp" / "layers" / "partitioned.py", SRC)
     )
 
 
