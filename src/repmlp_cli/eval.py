@@ -14,8 +14,8 @@ from .console import say
 
 def run(settings: Eval) -> int:
     model = load(settings.model)
-    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
-    loader = build_test_loader(model, data, settings.batch_size, settings.workers)
+    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
+    loader = build_test_loader(model, data, settings.batch_size, settings.workers, settings.labels)
     accelerator = Accelerator()
     model, loader = accelerator.prepare(model, loader)
     result = evaluate(model, loader, accelerator)
@@ -23,6 +23,8 @@ def run(settings: Eval) -> int:
         f"{settings.model} ({kind(accelerator.unwrap_model(model))}) on {settings.data}: "
         f"{result.correct} of {result.images} right, [bold]{result.accuracy:.2%}[/] top-1 (loss {result.loss:.4f})"
     )
+    if turned := data.test.num_turned:
+        say(f"{turned} images were turned upright, as their EXIF orientation says; timm and torchvision do not do this")
     return 0
 
 

@@ -21,8 +21,8 @@ def run(settings: Export) -> int:
     model = load_model(settings.model)
     images = None
     if settings.data:
-        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
-        loader = build_test_loader(model, data, settings.images)
+        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
+        loader = build_test_loader(model, data, settings.images, labels=settings.labels)
         images = next(iter(loader))[0]
     if needs_reparameterize(model) and not settings.no_convert:
         model = converted(model)

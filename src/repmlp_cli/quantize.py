@@ -19,8 +19,8 @@ def run(settings: Quantize) -> int:
     file = Path(settings.output) if settings.output else beside_model
     method = check_target(file, settings.engine, settings.method, settings.overwrite)
     model = load_model(settings.model)
-    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images)
-    test = build_test_loader(model, data, settings.batch_size)
+    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
+    test = build_test_loader(model, data, settings.batch_size, labels=settings.labels)
     calibration = calibration_images(model, data, settings.calibration_images) if method == "static" else None
     if needs_reparameterize(model):
         model = converted(model)

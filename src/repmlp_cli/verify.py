@@ -27,7 +27,9 @@ def run(settings: Verify) -> int:
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
     b = load_model(settings.b) if settings.b else reparameterize(a)
     if settings.data:
-        inputs = test_images(a, settings.images, settings.data, settings.data_root, settings.bad_images)
+        inputs = test_images(
+            a, settings.images, settings.data, settings.data_root, settings.bad_images, settings.labels
+        )
     else:
         inputs = inputs_for(settings.a, a, settings.images)
     report = verify(a, b, inputs, settings.tolerance)
@@ -52,7 +54,7 @@ def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
     settings = yaml.safe_load(config.read_text())
     try:
         own = test_images(
-            model, images, settings["data"], settings.get("data_root"), settings.get("bad_images", "stop")
+            model, images, settings["data"], settings.get("data_root"), settings.get("bad_images", "stop"), "by-name"
         )
     except (FileNotFoundError, ImportError):  # trained elsewhere
         return random
@@ -60,7 +62,8 @@ def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
     return torch.cat([own, random])
 
 
-def test_images(model: Any, images: int, data: str, data_root: str | None, bad_images: Any) -> Tensor:
+def test_images(model: Any, images: int, data: str, data_root: str | None, bad_images: Any, labels: Any) -> Tensor:
     """The first test images of a data set, as the model wants them."""
-    loader = build_test_loader(model, load_data(data, data_root, bad_images=bad_images), batch_size=1)
+    own = load_data(data, data_root, bad_images=bad_images, in_memory="no")
+    loader = build_test_loader(model, own, batch_size=1, labels=labels)
     return torch.cat([image for image, _ in islice(loader, images)])

@@ -45,6 +45,7 @@ class Verify:
         data: Data set to take images from; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name, or take them by-index.
         tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
         json: Write the report to this file.
     """
@@ -55,6 +56,7 @@ class Verify:
     data: str | None = None
     data_root: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
+    labels: Literal["by-name", "by-index"] = "by-name"
     tolerance: float | None = None
     json: str | None = None
 
@@ -68,6 +70,7 @@ class Eval:
         data: Data set; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name, or take them by-index.
         batch_size: Images per step.
         workers: Processes that load images.
     """
@@ -76,6 +79,7 @@ class Eval:
     data: str
     data_root: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
+    labels: Literal["by-name", "by-index"] = "by-name"
     batch_size: int = 256
     workers: int = 0
 
@@ -157,6 +161,7 @@ class Export:
         data: Data set to compare on too, besides random images; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name, or take them by-index.
         images: Compare on this many test images of --data.
         overwrite: Replace a file that exists already.
     """
@@ -169,6 +174,7 @@ class Export:
     data: str | None = None
     data_root: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
+    labels: Literal["by-name", "by-index"] = "by-name"
     images: int = 64
     overwrite: bool = False
 
@@ -183,6 +189,7 @@ class Quantize:
         data: Data set to measure accuracy on, and to calibrate on; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name, or take them by-index.
         method: static (activations measured on calibration images) or dynamic; by default static, for torch dynamic.
         engine: onnxruntime or torch.
         calibration_images: Training images to calibrate on, for static.
@@ -197,6 +204,7 @@ class Quantize:
     data: str = field(kw_only=True, metadata={"required": True})
     data_root: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
+    labels: Literal["by-name", "by-index"] = "by-name"
     method: Literal["static", "dynamic"] | None = None
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     calibration_images: int = 256

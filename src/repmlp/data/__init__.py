@@ -1,5 +1,6 @@
 """Data sets by name, and the way from their images to batches."""
 
+from .class_names import match_labels
 from .decoding import open_image
 from .loading import Batches, ImageBatches, Part, count_batches, epoch_batches, seed_everything
 from .memory import TensorBatches, crop_and_flip, fits_in_memory, load_tensor, normalize
@@ -24,6 +25,7 @@ __all__ = [
     "fits_in_memory",
     "load_data",
     "load_tensor",
+    "match_labels",
     "normalize",
     "open_image",
     "seed_everything",

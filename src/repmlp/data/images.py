@@ -31,6 +31,8 @@ class LabeledImages(Dataset[tuple[Image.Image, int]], ABC):
     """
 
     labels: np.ndarray
+    #: How many images were read, by all workers, and turned upright as their EXIF orientation says.
+    num_turned = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,9 +66,6 @@ class EncodedImages(LabeledImages):
     """Image files, wherever they are, as images in RGB.
 
     It holds no open files: workers get a copy, forked or pickled.
-
-    Attributes:
-        turned: whether an image has been read, by any worker, and turned as its EXIF orientation says (N).
     """
 
     #: What to do about an image that cannot be read; ends the message that names it.
@@ -74,7 +73,11 @@ class EncodedImages(LabeledImages):
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
-        self.turned = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
+        self._turned = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
+
+    @property
+    def num_turned(self) -> int:  # type: ignore[override]
+        return int(self._turned.sum())
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:
@@ -120,7 +123,7 @@ class EncodedImages(LabeledImages):
         except ValueError as error:
             raise ValueError(f"{error}: {self.advice}") from error
         if "turned" in image.info:
-            self.turned[i] = True
+            self._turned[i] = True
         return image.convert("RGB")
 
 

@@ -1,7 +1,7 @@
 """From settings and a data set to batches, as the network wants them."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from accelerate import Accelerator
 from timm.data import resolve_data_config
@@ -21,8 +21,10 @@ from ..data import (
     eval_transform,
     fits_in_memory,
     load_tensor,
+    match_labels,
     train_transform,
 )
+from ..model_config import label_names_of
 
 
 def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -126,11 +128,17 @@ def build_batches(
     )
 
 
-def build_test_loader(model: nn.Module, data: ImageData, batch_size: int, workers: int = 0) -> DataLoader:
-    """The test images, prepared as ``model`` states that it wants them.
+def build_test_loader(
+    model: nn.Module,
+    data: ImageData,
+    batch_size: int,
+    workers: int = 0,
+    labels: Literal["by-name", "by-index"] = "by-name",
+) -> DataLoader:
+    """The test images, prepared as ``model`` needs them, with its class indices; see :func:`match_labels`.
 
     Raises:
-        ValueError: if the data has another number of classes or channels than the model.
+        ValueError: if the data has other classes, or another number of channels, than the model.
     """
     config = resolve_data_config(model=model)
     wanted, got = (cast(Any, model).num_classes, config["input_size"][0]), (len(data.class_names), data.in_chans)
@@ -139,4 +147,5 @@ def build_test_loader(model: nn.Module, data: ImageData, batch_size: int, worker
             f"the model has {wanted[0]} classes and {wanted[1]} channels, the data {got[0]} and {got[1]}: "
             f"evaluate on the data that the model was trained for"
         )
+    data = match_labels(data, label_names_of(model), labels)
     return DataLoader(Transformed(data.test, eval_transform(config)), batch_size, num_workers=workers)
