@@ -60,7 +60,7 @@ class Comparison:
         self.rows: dict[str, BlockDeviation] = {}
         self.whole = False  # whether a difference is explained by the whole network only
 
-    def network(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tally, Any, Any]:
+    def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tally, Any, Any]:
         """Compare the whole models on given inputs, and record how their modules are called."""
         ours = {name: self.wide[0].get_submodule(name) for name in self.pairs}
         theirs = {name: self.wide[1].get_submodule(translate(name, self.names)) for name in self.pairs}

@@ -111,8 +111,8 @@ class Twin:
                 seen.add(id(child))
                 self._separate(child, touched, seen)
             elif child is not None and self.modules[id(child)] in touched:
-                module._modules[name] = copy.deepcopy(child)
-                for new_part, part in zip(module._modules[name].modules(), child.modules(), strict=True):
+                module._modules[name] = twin = copy.deepcopy(child)
+                for new_part, part in zip(twin.modules(), child.modules(), strict=True):
                     self._alive.append(new_part)
                     self.modules[id(new_part)] = self.modules[id(part)]
                     self.repeated.add(self.modules[id(part)])
@@ -211,7 +211,8 @@ class _State:
     def __init__(self, module: nn.Module) -> None:
         self.type = type(module)
         tables = {key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)}
-        self.values = {**vars(module), **{(key, name): v for key, table in tables.items() for name, v in table.items()}}
+        self.values: dict[Any, Any] = dict(vars(module))
+        self.values |= {(key, name): v for key, table in tables.items() for name, v in table.items()}
         self.versions = [(storage_of(t), t._version) for t in tensors_of(module)]
 
     def holds_for(self, module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 from .comparison import Comparison
 from .differences import check_forwards
 from .probing import ROWS
-from .report import LIMIT, NETWORK, BlockDeviation, EquivalenceReport
-from .rounding import Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
+from .report import NETWORK, BlockDeviation, EquivalenceReport
+from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def _compare_callable(a: nn.Module, b: Any, few: tuple[Any, Any]) -> tuple[Tally
     return tally, wide, theirs
 
 
-def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
@@ -154,7 +154,7 @@ def _agreement(a: Any, b: Any) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _plain_arithmetic():
+def _plain_arithmetic() -> Iterator[None]:
     """Without autocast, inference mode, or the rounding of float32 convs and products to 10 bits on GPUs."""
     with contextlib.ExitStack() as stack:
         for device in ("cpu", "cuda"):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .contract import needs_reparameterize
@@ -49,4 +48,4 @@ def rebuild_form_(model: nn.Module, form: Mapping[str, Any], weights: Mapping[st
         remove_norm_(model, norm)
     for name, layer in model.named_modules():
         if norms and isinstance(layer, LAYERS) and layer.bias is None and f"{name}.bias" in weights:
-            layer.bias = nn.Parameter(torch.zeros_like(layer.weight[(..., *[0] * (layer.weight.dim() - 1))]))
+            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))

@@ -118,7 +118,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _pairs_by_export(ghost: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
+def _pairs_by_export(ghost: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, str]]:
     """Layer and norm of each pair in the graph that :func:`torch.export.export` records.
 
     Layers without a bias get one in the ghost, so the graph also shows whether a layer would use it.
@@ -176,7 +176,7 @@ def _pairs_by_fx(ghost: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
-def _without_affine(norm: nn.Module | None) -> nn.Module | None:
+def _without_affine(norm: Any) -> nn.Module | None:
     """What is left of a norm of a known class once its affine map is gone; None if it cannot go."""
     if type(norm) in _NORMS and norm.running_mean is not None:
         return nn.Identity()

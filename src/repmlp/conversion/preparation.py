@@ -97,7 +97,7 @@ def make_permanent(module: nn.Module) -> None:
         parametrizations: Any = module.parametrizations
         values = {name: getattr(module, name).detach().clone() for name in parametrizations}
         del module.parametrizations
-        module.__class__ = type(module).__bases__[0]  # type: ignore[assignment]
+        module.__class__ = type(module).__bases__[0]
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value))
     for hook in list(module._forward_pre_hooks.values()):

@@ -53,8 +53,8 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Record how ``modules`` are called in the block of the ``with`` statement."""
     calls, handles = Calls(), []
 
-    def before(name: str, leaf: bool) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(name: str, leaf: bool) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name not in calls.arguments:
                 calls.arguments[name] = tree_map(_specify, (args, kwargs))
             source = getattr(args[0], "_made_by", None) if args else None
@@ -63,8 +63,8 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
 
         return hook
 
-    def after(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor):
                 output._made_by = (name, output._version)  # type: ignore[attr-defined]
 

@@ -136,7 +136,7 @@ class _Conversion:
                 return original
             if original not in self.outside and original not in self.twin.repeated:
                 into = original
-                original.__class__ = type(module)  # type: ignore[assignment]
+                original.__class__ = type(module)
                 for key in removed:
                     del vars(original)[key]
                 for key, table in vars(module).items():

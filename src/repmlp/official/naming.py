@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..layers import ConvNorm, RepMLP, RepMLPv2
+from ..layers import ConvNorm, GlobalPerceptron, RepMLP, RepMLPv2
 
 
 class Entry(NamedTuple):
@@ -38,8 +38,8 @@ def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator
         ValueError: for a kernel that is not square: the authors' names have no place for it.
     """
     official, ours = official and f"{official}.", ours and f"{ours}."
-    if block.global_perceptron is not None:
-        part = block.global_perceptron
+    part = block.global_perceptron
+    if isinstance(part, GlobalPerceptron):
         yield from module_entries(part.fc1, f"{official}fc1_fc2.fc1", f"{ours}global_perceptron.fc1")
         yield from module_entries(part.fc2, f"{official}fc1_fc2.fc2", f"{ours}global_perceptron.fc2")
         yield from module_entries(part.bn, f"{official}avg.bn", f"{ours}global_perceptron.bn")
