@@ -191,6 +191,23 @@ def check_architecture(name: str) -> None:
         )
 
 
+def build_network(name: str, **arguments: Any) -> Any:
+    """``timm.create_model`` for a name and arguments that a user gave.
+
+    Raises:
+        ValueError: if timm does not know the network, or cannot build it with these arguments.
+    """
+    check_architecture(name)
+    try:
+        return timm.create_model(name, **arguments)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # timm and PyTorch raise AssertionError, TypeError, RuntimeError, ... for bad arguments
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot be built with {given}: {reason}") from error
+
+
 def _check_size(folder: Path, weights: Mapping[str, Tensor], factor: int = 20) -> None:
     """Raise a ValueError if the config describes a network far larger than its weights, before memory is taken for it.
 

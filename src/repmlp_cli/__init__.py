@@ -1,7 +1,7 @@
 """The command `repmlp`: flags and YAML files to settings, settings to the library.
 
-A package beside `repmlp`, since importing that imports PyTorch, which takes seconds: here PyTorch is
-imported only once the arguments are known to be right.
+A package next to `repmlp`, since importing that imports PyTorch, which takes seconds: here PyTorch is imported only
+once the arguments are known to be right.
 """
 
 import importlib
@@ -19,6 +19,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from repmlp_settings import COMMANDS
 
+from .text import printable, with_flags
+
 
 def build_parser(only: str | None = None) -> ArgumentParser:
     """The parser of all commands; the flags of ``only`` one of them, if given (the others take time)."""
@@ -27,6 +29,7 @@ def build_parser(only: str | None = None) -> ArgumentParser:
         version=f"repmlp {version('repmlp')}",
         description="RepMLP: train with convolutions, deploy three fully-connected layers with the same outputs.",
     )
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of every error.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, settings in COMMANDS.items():
         summary = (settings.__doc__ or "").partition("\n")[0]
@@ -53,27 +56,28 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status."""
-    name, settings = parse(sys.argv[1:] if argv is None else argv)
-    command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
+    """Run a command.
+
+    Errors that a user can mend (wrong settings, missing files or packages, a loss that is not finite) are shown in one
+    line; others, and with --debug these too, with their traceback.
+
+    Returns:
+        Exit status: 0, 1 if what was checked does not hold, 2 after an error, 130 if stopped.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    name, settings = parse([word for word in words if word != "--debug"])
     try:
+        command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
         return command.run(settings)
     except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first speaks
-            print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, only rank 0 prints
+            print("\n" + printable(str(stop) or "stopped", keep="\n"), file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {_as_flags(str(error), name)}", file=sys.stderr)
+        if "--debug" in words:
+            raise
+        print("error:", printable(with_flags(str(error), COMMANDS[name]), keep="\n"), file=sys.stderr)
         return 2
-
-
-def _as_flags(message: str, command: str) -> str:
-    """A message of the library, which names arguments, as a user of the command line types them."""
-    for field in fields(COMMANDS[command]):
-        flag = f"--{field.name.replace('_', '-')}"
-        message = re.sub(rf"\b{field.name}=True\b", flag, message)
-        message = re.sub(rf"\b{field.name}=(?=\S)", f"{flag}=", message)
-    return message
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:

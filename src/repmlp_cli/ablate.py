@@ -106,7 +106,7 @@ def train_all(jobs: list[Job]) -> list[Job]:
     left = [job for job in jobs if job.state != "finished"]
     for number, job in enumerate(left, 1):
         state = job.state
-        say(f"\nrun {number} of {len(left)}: [bold]{job.row.title}[/], seed {job.settings.seed}, {state_of(job)}")
+        say(f"\nrun {number} of {len(left)}: ", (job.row.title, "bold"), f", seed {job.settings.seed}, {state_of(job)}")
         if state in ("running", "finished"):  # another process has been faster
             continue
         try:
@@ -114,7 +114,7 @@ def train_all(jobs: list[Job]) -> list[Job]:
                 done = job.run(progress.on_step, progress.on_epoch, progress.on_check)
         except FloatingPointError as error:  # one row that diverges does not keep the others from being trained
             failed.append(job)
-            say(f"[bold red]{error}[/]")
+            say((str(error), "bold red"))
             continue
         except Stopped as stop:
             raise Stopped(f"{stop}\nor with this command again, which then trains what else is left") from stop
@@ -159,7 +159,7 @@ def show_plan(jobs: list[Job]) -> None:
     batch = jobs[0].settings.batch_size
     header = ["", "seeds", "M MACs,\ntraining form", f"ms per\nstep of {batch}", "s/epoch", "epochs\nleft", "time left"]
     table("What is left to run, at the speed of a few steps of each row, in this process alone", header, rows)
-    say(f"[bold]{duration(seconds)}[/] in all, without reading images and the table at the end; nothing was written")
+    say((duration(seconds), "bold"), " in all, without reading images and the table at the end; nothing was written")
 
 
 def state_of(job: Job) -> str:

@@ -1,4 +1,8 @@
-"""How the commands speak: tables, progress, reports."""
+"""What the commands print: lines, tables, progress, reports.
+
+Text is printed as it is: markup of rich in it is not interpreted, and control characters are escaped. So labels and
+names of files may hold anything. Styles are given apart from the text.
+"""
 
 import math
 import os
@@ -8,34 +12,45 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from repmlp.conversion.report import HEADER, EquivalenceReport
 from repmlp.training import Epoch, Step
 
-console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first speaks
+from .text import printable
+
+console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # under torchrun, only rank 0 prints
 if not console.is_terminal:  # rich takes a file for 80 characters wide
     console.width = 120
 
 
-def say(text: str) -> None:
-    """Print a line; a terminal may wrap it, a file gets it whole."""
-    console.print(text, soft_wrap=True)
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print a line of text, parts of it as (text, style); a terminal may wrap it, a file gets it whole."""
+    line = Text()
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        line.append(printable(text, keep="\n"), style)
+    console.print(line, soft_wrap=True)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others numbers."""
-    view = Table(title=title, title_justify="left", title_style="bold")
+    view = Table(title=_cell(title), title_justify="left", title_style="bold")
     for i, name in enumerate(header):
-        view.add_column(name, justify="left" if i == 0 else "right")
+        view.add_column(_cell(name), justify="left" if i == 0 else "right")
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*map(_cell, row))
     console.print(view)
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text, keep="\n"))
 
 
 def print_report(report: EquivalenceReport) -> None:
     """Print the rows of a report as a table, and its verdict."""
     table(f"Deviations in {report.dtype}, and with the same weights in float64", HEADER, list(report.rows()))
-    say(f"[bold {'green' if report else 'red'}]{report.verdict()}[/]")
+    say((report.verdict(), f"bold {'green' if report else 'red'}"))
 
 
 class TrainingProgress:
@@ -63,7 +78,7 @@ class TrainingProgress:
 
 @contextmanager
 def training_progress(epochs: int) -> Iterator[TrainingProgress]:
-    columns = (TextColumn("{task.fields[state]}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.fields[state]}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
     ) as progress:

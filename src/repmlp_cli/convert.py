@@ -51,7 +51,7 @@ def run(settings: Convert) -> int:
     report = verify(model, deploy, tolerance=settings.tolerance)
     print_report(report)
     if not report:
-        say("[red]the forms differ: nothing written[/]")
+        say(("the forms differ: nothing written", "red"))
         return 1
     say(f"{complexity(model)}  ->  {complexity(deploy)}")
     if settings.to == "official":
@@ -67,7 +67,7 @@ def converted(model: nn.Module) -> nn.Module | None:
     report = verify(model, deploy)
     if not report:
         print_report(report)
-        say("[red]the forms differ: nothing written[/]")
+        say(("the forms differ: nothing written", "red"))
         return None
     say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
     return deploy

@@ -19,14 +19,14 @@ from .train import train
 
 def run(settings: Demo) -> int:
     output = Path(settings.output)
-    say("[bold]1. Train[/] the pure MLP (no conv larger than 1x1 once deployed) on handwritten digits")
+    say(("1. Train", "bold"), " the pure MLP (no conv larger than 1x1 once deployed) on handwritten digits")
     train(training_settings(settings))
     model = load_model(output)
 
-    say("\n[bold]2. Convert[/]: merge every conv and batch norm into the FCs of its block")
+    say(("\n2. Convert", "bold"), ": merge every conv and batch norm into the FCs of its block")
     deploy = reparameterize(model)
 
-    say("\n[bold]3. Verify[/] on held-out images that nothing changed")
+    say(("\n3. Verify", "bold"), " on held-out images that nothing changed")
     loader = build_test_loader(model, load_data("digits"), batch_size=128)
     images = torch.cat([x for x, _ in loader])
     report = verify(model, deploy, images)
@@ -36,7 +36,7 @@ def run(settings: Demo) -> int:
     save_model(deploy, output / "deploy")
     plot_fc3(model, output / "fc3.png")
 
-    say("\n[bold]4. Compare[/]")
+    say(("\n4. Compare", "bold"))
     compare({"training form": model, "deploy form": deploy}, images, loader, report)
     say(f"\nwrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
     say(f"try: repmlp info {output}; repmlp eval {output}/deploy digits")
@@ -89,4 +89,4 @@ def compare(forms, images, loader, report) -> None:
         ["", *forms],
         rows,
     )
-    say(f"the deploy form is [bold]{a.median / b.median:.1f} times[/] as fast, with the same predictions")
+    say("the deploy form is ", (f"{a.median / b.median:.1f} times", "bold"), " as fast, with the same predictions")

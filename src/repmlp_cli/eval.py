@@ -21,7 +21,9 @@ def run(settings: Eval) -> int:
     result = evaluate(model, loader, accelerator)
     say(
         f"{settings.model} ({kind(accelerator.unwrap_model(model))}) on {settings.data}: "
-        f"{result.correct} of {result.images} right, [bold]{result.accuracy:.2%}[/] top-1 (loss {result.loss:.4f})"
+        f"{result.correct} of {result.images} right, ",
+        (f"{result.accuracy:.2%}", "bold"),
+        f" top-1 (loss {result.loss:.4f})",
     )
     if turned := data.test.num_turned:
         say(f"{turned} images were turned upright, as their EXIF orientation says; timm and torchvision do not do this")

@@ -6,7 +6,7 @@ from repmlp import official, save_model
 from repmlp.checkpoint import MODEL_FILES, check_architecture
 from repmlp.conversion import example_inputs
 from repmlp.files import ensure_can_write
-from repmlp.official.checkpoint import build_for, describe, read_checkpoint
+from repmlp.official.checkpoint import build_for, identify_checkpoint, read_checkpoint
 from repmlp_settings import Import
 
 from .console import say
@@ -16,7 +16,7 @@ def run(settings: Import) -> int:
     check_architecture(settings.arch)
     ensure_can_write(settings.output, MODEL_FILES, settings.overwrite)
     weights = read_checkpoint(settings.file)
-    kind = describe(weights)
+    kind = identify_checkpoint(weights)
     say(f"{settings.file}: {len(weights)} tensors, {kind}")
     model = build_for(settings.arch, weights, **settings.model_args).eval()
     try:

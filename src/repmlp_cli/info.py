@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from repmlp import complexity, load_model, reparameterize
-from repmlp.checkpoint import check_architecture
+from repmlp.checkpoint import build_network
 from repmlp.conversion import is_reparameterized, needs_reparameterize
 from repmlp.counting import batch_norms, layer_kinds
 from repmlp_settings import Info
@@ -39,5 +39,4 @@ def open_model(settings: Info) -> nn.Module:
     """A model folder if there is one of that name, else a new network."""
     if Path(settings.model).exists() or "/" in settings.model:
         return load_model(settings.model)
-    check_architecture(settings.model)
-    return timm.create_model(settings.model, **settings.model_args)
+    return build_network(settings.model, **settings.model_args)

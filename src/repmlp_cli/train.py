@@ -34,8 +34,9 @@ def train(settings: Train) -> Run:
     PartialState().destroy_process_group()
     test, which = done.test, "best" if own.val_fraction else "last"
     say(
-        f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, "
-        f"[bold]{test.accuracy:.2%}[/] (loss {test.loss:.4f})"
+        f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, ",
+        (f"{test.accuracy:.2%}", "bold"),
+        f" (loss {test.loss:.4f})",
     )
     return done
 

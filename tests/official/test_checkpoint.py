@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import repmlp
 from repmlp import official
-from repmlp.official.checkpoint import build_for, describe, is_deploy, read_checkpoint
+from repmlp.official.checkpoint import build_for, identify_checkpoint, is_deploy, read_checkpoint
 from weights import randomize
 
 SMALL = {
@@ -84,7 +84,7 @@ def test_a_truncated_file(weights, tmp_path, new):
     data = (tmp_path / "w.pth").read_bytes()
     for length in (0, 1, 50, len(data) // 2, len(data) - 10):
         (tmp_path / "w.pth").write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"w\.pth is (damaged or no checkpoint|refused)"):
+        with pytest.raises(ValueError, match=r"w\.pth is (damaged or not a checkpoint|refused)"):
             read_checkpoint(tmp_path / "w.pth")
 
 
@@ -92,7 +92,7 @@ def test_files_that_hold_no_state_dict(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         read_checkpoint(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         read_checkpoint(tmp_path / "text.pth")
     for content, what in (([1, 2], "list"), ({"epoch": 3}, "entries epoch"), ({}, "entries")):
         torch.save(content, tmp_path / "x.pth")
@@ -102,9 +102,9 @@ def test_files_that_hold_no_state_dict(tmp_path):
 
 def test_a_state_dict_is_told_by_its_keys(weights):
     deploy = official.state_dict(repmlp.reparameterize(block := repmlp.RepMLP(4, 4, 8, 4, (1, 3), 2)))
-    assert describe(official.state_dict(block)) == "a RepMLP block (v1) in training form"
-    assert describe(deploy) == "a RepMLP block (v1) in deploy form"
-    assert describe({"conv1.weight": 0}) == "not the authors' weights (its first name is conv1.weight)"
+    assert identify_checkpoint(official.state_dict(block)) == "a RepMLP block (v1) in training form"
+    assert identify_checkpoint(deploy) == "a RepMLP block (v1) in deploy form"
+    assert identify_checkpoint({"conv1.weight": 0}) == "not the authors' weights (its first name is conv1.weight)"
     assert (is_deploy(weights), is_deploy(deploy)) == (False, True)
 
 
@@ -115,7 +115,7 @@ def test_a_network_comes_back_through_a_file_in_either_form(arch, deploy, tmp_pa
     model = repmlp.reparameterize(model) if deploy else model
     torch.save(official.state_dict(model), tmp_path / "w.pth")
     weights = read_checkpoint(tmp_path / "w.pth")
-    assert describe(weights).endswith("in deploy form" if deploy else "in training form")
+    assert identify_checkpoint(weights).endswith("in deploy form" if deploy else "in training form")
     again = build_for(arch, weights, **SMALL[arch]).double().eval()
     official.load(again, weights)
     x = torch.randn(2, 3, *[SMALL[arch]["img_size"]] * 2, dtype=torch.float64)

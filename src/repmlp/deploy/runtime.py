@@ -19,7 +19,7 @@ from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ..checkpoint import load_model
+from ..checkpoint import label_names_of, load_model
 from ..extras import import_optional
 
 #: How the files of a format end. The first that fits counts.
@@ -78,11 +78,11 @@ def describe(model: Any) -> dict[str, Any]:
     """
     if not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"{type(model).__name__} was not made by timm.create_model: nothing says what it takes")
-    names = model.pretrained_cfg.get("label_names")
+    names = label_names_of(model)
     return {
         "architecture": model.pretrained_cfg.get("architecture"),
         "num_classes": model.num_classes,
-        **({"label_names": list(names)} if names else {}),
+        **({"label_names": names} if names else {}),
         **resolve_data_config(model=model),
         "input_size": get_model_input_config(model)["input_size"],
         "input": INPUT,

@@ -1,24 +1,24 @@
-"""The authors' checkpoint files: read without executing anything, told apart by their keys."""
+"""The authors' checkpoint files: read without executing anything, identified by their keys."""
 
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..checkpoint import build_network, read_weights
+
 WRAPPERS = ("state_dict", "model", "module")
-PREFIX = "module."  # what DistributedDataParallel puts before every name
+PREFIX = "module."  # DistributedDataParallel puts this before every name
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.pth`` or ``.safetensors`` file, without wrappers and ``module.`` prefixes.
 
-    A pickle is read with ``weights_only=True``: one that holds anything but tensors and plain
-    containers is refused, and none of its code runs.
+    A pickle is read with ``weights_only=True``: one that holds anything but tensors and plain containers is refused
+    before any of its code runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -28,22 +28,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = read_weights(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it holds something other than tensors, and reading that could run code "
             f"({_reason(error)}). Ask its owner for a file of tensors only, as torch.save(model.state_dict()) writes"
         ) from error
     except Exception as error:  # a file of any bytes can fail in any way
-        raise ValueError(f"{path} is damaged or no checkpoint: {type(error).__name__}, {error}") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint: {type(error).__name__}, {error}") from error
     return unwrap(content, path)
 
 
 def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """The state dict inside the ``state_dict``, ``model`` or ``module`` entry of a checkpoint, if it has one.
+    """The state dict in the ``state_dict``, ``model`` or ``module`` entry of a checkpoint, or the checkpoint itself.
 
     Raises:
-        ValueError: if there are no tensors by name.
+        ValueError: unless that maps names to tensors.
     """
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
@@ -58,8 +58,8 @@ def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
     return dict(content)
 
 
-def describe(names: Mapping[str, Any]) -> str:
-    """What a state dict under the authors' names is, by its keys, in words."""
+def identify_checkpoint(names: Mapping[str, Any]) -> str:
+    """Network and form of a state dict under the authors' names, in words, from its keys."""
     network = (
         "a RepMLPNet (v2)"
         if "conv_embedding.conv.weight" in names
@@ -76,19 +76,19 @@ def describe(names: Mapping[str, Any]) -> str:
 
 
 def is_deploy(names: Mapping[str, Any]) -> bool:
-    """Whether a state dict under the authors' names is in their deploy form: no BN behind any FC3."""
+    """Whether a state dict under the authors' names is in their deploy form: no FC3 has a BN after it."""
     return not any(name.endswith("fc3_bn.weight") for name in names)
 
 
 def build_for(arch: str, state_dict: Mapping[str, Tensor], **model_args: Any) -> nn.Module:
-    """An empty network ``arch`` for the authors' weights: in their form, with their number of classes."""
+    """A new network ``arch`` for the authors' weights, in their form and with their number of classes."""
     head = next((state_dict[name] for name in ("linear.weight", "head.weight") if name in state_dict), None)
     if head is not None:
         model_args.setdefault("num_classes", head.shape[0])
-    return timm.create_model(arch, deploy=is_deploy(state_dict), **model_args)
+    return build_network(arch, deploy=is_deploy(state_dict), **model_args)
 
 
 def _reason(error: Exception) -> str:
-    """The one line of PyTorch's long message that names the object."""
+    """The line of PyTorch's long message that names the object."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else repr(error))
