@@ -43,7 +43,7 @@ def run(settings: Ablate) -> int:
     jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}  # all checked before any runs
     status, summaries = 0, {}
     for n, own in jobs.items():
-        say(f"\n[bold]{n:,} training images[/], {recipes[n].epochs} epochs")
+        say("\n", (f"{n:,} training images", "bold"), f", {recipes[n].epochs} epochs")
         failed, summary = ablate(settings, recipes[n], folders[n], own)
         status = max(status, failed)
         if summary:
