@@ -18,6 +18,7 @@ from common import milliseconds, table, write
 
 import repmlp
 from repmlp.deploy import export, load_exported, quantize, time_interleaved
+from repmlp.deploy.engines import QUANTIZERS
 
 
 @torch.no_grad()
@@ -39,8 +40,8 @@ def main() -> None:
             "openvino float32": export(deploy, folder / "net.xml").file,
         }
         for engine, method in (("onnxruntime", "static"), ("onnxruntime", "dynamic"), ("torch", "dynamic")):
-            file = folder / f"{engine}-{method}{'.onnx' if engine == 'onnxruntime' else '.torchscript'}"
-            quantize(deploy, file, test, images, engine, method, max_drop=100)  # the accuracy of random weights is none
+            file = folder / f"{engine}-{method}{QUANTIZERS[engine].suffix}"
+            quantize(deploy, file, test, images, engine=engine, method=method, max_drop=100)
             files[f"{engine} int8 {method}"] = file
         runs = {"torch float32": deploy, **{name: load_exported(file, threads) for name, file in files.items()}}
         sizes = {name: round(file.stat().st_size / 1e6, 1) for name, file in files.items()}

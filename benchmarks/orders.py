@@ -1,6 +1,7 @@
 """FC3 of the Light network with few rows: ways to compute the same product, and what bounds them.
 
 python benchmarks/orders.py
+python benchmarks/orders.py --dtype bfloat16     # on a CPU with bf16 instructions
 """
 
 import argparse
@@ -15,7 +16,7 @@ from torch import Tensor
 from repmlp.deploy import time_interleaved
 
 # rows, channels, g: the last stages of the Light network at batch 1 and more, h = w = 7
-SHAPES = ((4, 128, 4), (4, 128, 8), (16, 64, 4), (16, 64, 8), (64, 128, 4), (256, 64, 4))
+SHAPES = ((1, 128, 8), (4, 128, 4), (4, 128, 8), (16, 64, 4), (16, 64, 8), (64, 128, 4), (256, 64, 4))
 LAYERS = 8  # as many weights, one after the other, so that none of them is in a cache
 
 
@@ -51,15 +52,18 @@ def ways(x: Tensor, weights: list[Tensor]) -> dict[str, Callable[[], list[Tensor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="counted calls of each alternative, in turn")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args()
+    rounds, dtype = args.rounds, getattr(torch, args.dtype)
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[args.dtype]
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
     for M, C, g in SHAPES:
         I = C // g * 49
-        weights = [torch.randn(g, I, I) for _ in range(LAYERS)]
-        alternatives = ways(torch.randn(M, g * I), weights)
+        weights = [torch.randn(g, I, I, dtype=dtype) for _ in range(LAYERS)]
+        alternatives = ways(torch.randn(M, g * I, dtype=dtype), weights)
         first = [way()[0] for way in alternatives.values()]
-        assert all((y - first[0]).norm() < 1e-5 * first[0].norm() for y in first)
+        assert all((y - first[0]).norm() < tolerance * first[0].norm() for y in first)
         for name, timing in time_interleaved(alternatives, rounds, warmup=2).items():
             numbers = LAYERS * g * I * I
             results.append(
@@ -69,13 +73,14 @@ def main() -> None:
                     "g": g,
                     "way": name,
                     **milliseconds(timing),
-                    "weights GB/s": round(4 * numbers / timing.median / 1e9),
+                    "weights GB/s": round(dtype.itemsize * numbers / timing.median / 1e9),
                     "GFLOP/s": round(2 * M * numbers / timing.median / 1e9),
                 }
             )
     keys = ["rows", "C", "g", "way", "median", "weights GB/s", "GFLOP/s"]
     text = table([*keys[:4], f"ms, {LAYERS} layers", *keys[5:]], [[str(r[key]) for key in keys] for r in results])
-    write("orders", {"dtype": "float32", "warmup": 2, "rounds": rounds}, results, text)
+    name = "orders" if dtype == torch.float32 else f"orders_{args.dtype}"
+    write(name, {"dtype": args.dtype, "warmup": 2, "rounds": rounds}, results, text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from common import table, write
 import repmlp
 from repmlp.data import load_data
 from repmlp.deploy import calibration_images, quantize
+from repmlp.deploy.engines import QUANTIZERS
 from repmlp.training import build_test_loader, train
 from repmlp_settings import Train
 
@@ -41,10 +42,10 @@ def run(seed: int, qat: bool, epochs: int, scratch: Path) -> dict[str, Any]:
     test = build_test_loader(model, data, 128)
     result: dict[str, Any] = {"seed": seed, "qat": qat}
     for engine, method in WAYS:
-        file = folder / f"{engine}-{method}{'.onnx' if engine == 'onnxruntime' else '.torchscript'}"
+        file = folder / f"{engine}-{method}{QUANTIZERS[engine].suffix}"
         calibration = calibration_images(model, data, 256) if method == "static" else None
-        done = quantize(model, file, test, calibration, engine, method, max_drop=100)
-        result["float32"], result[f"{engine} {method}"] = done.correct_before, done.correct
+        done = quantize(model, file, test, calibration, engine=engine, method=method, max_drop=100)
+        result["float32"], result[f"{engine} {method}"] = done.num_correct_float32, done.num_correct
     return result
 
 

@@ -17,29 +17,32 @@ def run(settings: Bench) -> int:
         settings.models,
         settings.engines,
         settings.batches,
-        settings.threads,
-        settings.rounds,
-        settings.warmup,
-        settings.memory,
-        say,
+        settings.precisions,
+        threads=settings.threads,
+        rounds=settings.rounds,
+        warmup=settings.warmup,
+        memory=settings.memory,
+        report=say,
     )
-    about = {**machine(), "warmup": settings.warmup, "rounds": settings.rounds, "dtype": "float32"}
-    first = {m.batch: m.seconds.median for m in reversed(measurements)}
+    about = {**machine(), "warmup": settings.warmup, "rounds": settings.rounds}
+    # int8 is compared with int8, bf16 with bf16: with the first row of its batch and precision.
+    first = {(m.batch, m.precision): m.seconds.median for m in reversed(measurements)}
     rows = [
         [
             m.model,
             m.engine,
+            m.precision,
             str(m.batch),
             f"{m.seconds.median * 1e3:.1f}",
             f"{m.seconds.fastest * 1e3:.1f}..{m.seconds.slowest * 1e3:.1f}",
             f"{m.images_per_second:.1f}",
-            f"{first[m.batch] / m.seconds.median:.2f}x",
+            f"{first[m.batch, m.precision] / m.seconds.median:.2f}x",
             *([f"{(m.peak_memory or 0) / 2**20:.0f}"] if settings.memory else []),
             f"{m.complexity.macs / 1e6:.0f}" if m.complexity else "",
         ]
         for m in measurements
     ]
-    header = ["model", "engine", "batch", "ms", "range", "images/s", "speed"]
+    header = ["model", "engine", "precision", "batch", "ms", "range", "images/s", "speed"]
     header += [*(["peak MiB"] if settings.memory else []), "M MACs"]
     table(f"{about['cpu']}, {about['threads']} threads, median of {settings.rounds} interleaved rounds", header, rows)
     output.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ names of files may hold anything. Styles are given apart from the text.
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -83,3 +83,12 @@ def training_progress(epochs: int) -> Iterator[TrainingProgress]:
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
     ) as progress:
         yield TrainingProgress(progress, epochs)
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that shows on a line of the terminal what is being done, how much of it, of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)

@@ -5,7 +5,7 @@ from torch import nn
 
 from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
-from repmlp.deploy import ExportedModel, load
+from repmlp.deploy import ExportedModel, load_any
 from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Eval
 
@@ -13,7 +13,7 @@ from .console import say
 
 
 def run(settings: Eval) -> int:
-    model = load(settings.model)
+    model = load_any(settings.model)
     data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
     loader = build_test_loader(model, data, settings.batch_size, settings.workers, settings.labels)
     accelerator = Accelerator()

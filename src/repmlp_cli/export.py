@@ -5,17 +5,18 @@ from pathlib import Path
 from repmlp import load_model
 from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
-from repmlp.deploy import SUFFIXES, export
+from repmlp.deploy import export
+from repmlp.deploy.engines import EXPORTERS
 from repmlp.deploy.exporting import check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Export
 
-from .console import say
+from .console import say, show_progress
 from .convert import converted, default_output
 
 
 def run(settings: Export) -> int:
-    beside_model = default_output(settings.model, "timm").with_name(f"deploy{SUFFIXES[settings.format]}")
+    beside_model = default_output(settings.model, "timm").with_name(f"deploy{EXPORTERS[settings.format].suffix}")
     file = Path(settings.output) if settings.output else beside_model
     check_target(file, settings.format, settings.opset, settings.overwrite)
     model = load_model(settings.model)
@@ -28,14 +29,24 @@ def run(settings: Export) -> int:
         model = converted(model)
         if model is None:
             return 1
-    done = export(model, file, settings.format, settings.opset, images, overwrite=settings.overwrite)
-    told = done.metadata
-    sizes = ", ".join(str(n) for n in told["input_size"])
+    with show_progress() as on_progress:
+        done = export(
+            model,
+            file,
+            settings.format,
+            settings.opset,
+            images,
+            overwrite=settings.overwrite,
+            on_progress=on_progress,
+        )
+    about = done.metadata
+    sizes = ", ".join(str(n) for n in about["input_size"])
     say(
         f"{done.format}{f' opset {done.opset}' if done.opset else ''}, float32, any batch: "
-        f"{told['input']} (batch, {sizes}) -> {told['output']} (batch, {told['num_classes']})"
+        f"{about['input']} (batch, {sizes}) -> {about['output']} (batch, {about['num_classes']})"
     )
     for inputs, error in done.errors.items():
         say(f"relative error against PyTorch on {inputs}: {error:.1e}")
     say(f"wrote {file}, {done.size / 1e6:.1f} MB; next: repmlp eval {file} DATA")
+    say(f"to check it on another machine: python {file.name}.check.py")
     return 0

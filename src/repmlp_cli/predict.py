@@ -4,7 +4,7 @@ import torch
 from timm.data import resolve_data_config
 
 from repmlp.data import eval_transform, open_image
-from repmlp.deploy import load
+from repmlp.deploy import load_any
 from repmlp.model_config import label_names_of
 from repmlp_settings import Predict
 
@@ -14,7 +14,7 @@ from .console import table
 def run(settings: Predict) -> int:
     if settings.top < 1:
         raise ValueError(f"top={settings.top} lists no labels: use 1 or more")
-    model = load(settings.model)
+    model = load_any(settings.model)
     if not model.num_classes:
         raise ValueError(f"{settings.model} has no classifier (num_classes is 0), so it predicts no labels")
     names = label_names_of(model) or [str(i) for i in range(model.num_classes)]

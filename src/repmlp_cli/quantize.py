@@ -5,46 +5,66 @@ from pathlib import Path
 from repmlp import load_model
 from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
-from repmlp.deploy import SUFFIXES, calibration_images, quantize
-from repmlp.deploy.quantization import FORMATS, check_target
+from repmlp.deploy import Quantized, calibration_images, quantize
+from repmlp.deploy.engines import QUANTIZERS
+from repmlp.deploy.quantization import check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
 
-from .console import say, table
+from .console import say, show_progress, table
 from .convert import converted, default_output
 
 
 def run(settings: Quantize) -> int:
-    beside_model = default_output(settings.model, "timm").with_name(f"int8{SUFFIXES[FORMATS[settings.engine]]}")
+    beside_model = default_output(settings.model, "timm").with_name(f"int8{QUANTIZERS[settings.engine].suffix}")
     file = Path(settings.output) if settings.output else beside_model
-    method = check_target(file, settings.engine, settings.method, settings.overwrite)
+    _, method = check_target(file, settings.engine, settings.method, settings.overwrite)
+    if not settings.data and method != "weights":
+        raise ValueError(f"{method} int8 needs images to measure accuracy on: pass --data, or --method weights")
     model = load_model(settings.model)
-    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
-    test = build_test_loader(model, data, settings.batch_size, labels=settings.labels)
-    calibration = calibration_images(model, data, settings.calibration_images) if method == "static" else None
+    test, calibration = None, None
+    if settings.data:
+        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
+        test = build_test_loader(model, data, settings.batch_size, labels=settings.labels)
+        if method == "static":
+            calibration = calibration_images(model, data, settings.calibration_images)
+            if len(calibration) < settings.calibration_images:
+                say(f"calibrating on all {len(calibration)} training images: fewer than {settings.calibration_images}")
     if needs_reparameterize(model):
         model = converted(model)
         if model is None:
             return 1
-    done = quantize(
-        model,
-        file,
-        test,
-        calibration,
-        settings.engine,
-        method,
-        settings.max_drop,
-        settings.reduce_range,
-        settings.overwrite,
-    )
-    n = done.images
-    bits = "7-bit weights, for x86 CPUs without VNNI" if done.reduce_range else "8-bit weights"
-    rows = [
-        ["top-1", *(f"{right / n:.2%} ({right}/{n})" for right in (done.correct_before, done.correct))],
-        ["points lost", "", f"{done.drop:.2f} ({settings.max_drop:g} allowed)"],
-        ["same predictions", "", f"{done.agree} of {n}"],
-        ["MB", f"{done.size_before / 1e6:.2f}", f"{done.size / 1e6:.2f}"],
-    ]
-    table(f"{done.engine}, {done.method}, {bits}; {settings.data}", ["", "float32", "int8"], rows)
-    say(f"wrote {file}; next: repmlp eval {file} {settings.data}")
+    with show_progress() as on_progress:
+        done = quantize(
+            model,
+            file,
+            test,
+            calibration,
+            engine=settings.engine,
+            method=method,
+            max_drop=settings.max_drop,
+            reduce_range=settings.reduce_range,
+            overwrite=settings.overwrite,
+            on_progress=on_progress,
+        )
+    report(done, settings)
+    say(f"wrote {file}; next: repmlp eval {file} {settings.data or 'DATA'}")
+    say(f"to check it on another machine: python {file.name}.check.py")
     return 0
+
+
+def report(done: Quantized, settings: Quantize) -> None:
+    n = done.num_images
+    bits = "7-bit weights, for x86 CPUs without VNNI" if done.weight_bits == 7 else "8-bit weights"
+    rows = [
+        ["relative error, random images", "", f"{done.error:.1e}"],
+        ["MB", f"{done.size_float32 / 1e6:.2f}", f"{done.size / 1e6:.2f}"],
+    ]
+    if n:
+        rows = [
+            ["top-1", *(f"{right / n:.2%} ({right}/{n})" for right in (done.num_correct_float32, done.num_correct))],
+            ["points lost", "", f"{done.drop:.2f} ({settings.max_drop:g} allowed)"],
+            ["same predictions", "", f"{done.num_agree} of {n}"],
+            *rows,
+        ]
+    table(f"{done.engine}, {done.method}, {bits}; {settings.data or 'no data'}", ["", "float32", "int8"], rows)

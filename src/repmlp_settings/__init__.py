@@ -150,15 +150,15 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as one file for another engine, and run that file to prove that it computes the same.
+    """Write a model as one file for another engine, and run that file to check that it computes the same.
 
     Args:
-        model: Model folder or run folder; one in training form is converted first, with proof.
-        output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 beside the model.
+        model: Model folder or run folder; one in training form is converted first, and verified.
+        output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 next to the model.
         format: onnx, openvino, torch (a program of torch.export) or aoti (compiled for CPUs like this one).
-        opset: Of ONNX; by default 20.
+        opset: ONNX opset; by default 20.
         no_convert: Refuse a model in training form instead of converting it.
-        data: Data set to compare on too, besides random images; see `repmlp train --help`.
+        data: Data set to compare on as well as on random images; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         labels: Match the classes of the data and the model by-name, or take them by-index.
@@ -181,32 +181,33 @@ class Export:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Write a model in int8 and measure what that costs; no file if it costs more accuracy than is allowed.
+    """Write a model in int8 and measure the accuracy it loses; no file if that is more than allowed.
 
     Args:
-        model: Model folder or run folder; one in training form is converted first, with proof.
-        output: File to write, by default int8.onnx, or int8.torchscript, beside the model.
-        data: Data set to measure accuracy on, and to calibrate on; see `repmlp train --help`.
+        model: Model folder or run folder; one in training form is converted first, and verified.
+        output: File to write, by default int8.onnx, .xml (and .bin) or .torchscript next to the model.
+        data: Data set to measure accuracy and to calibrate on; only weights needs none. See `repmlp train --help`.
         data_root: Folder that holds the data set.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         labels: Match the classes of the data and the model by-name, or take them by-index.
-        method: static (activations measured on calibration images) or dynamic; by default static, for torch dynamic.
-        engine: onnxruntime or torch.
-        calibration_images: Training images to calibrate on, for static.
+        method: static (activations measured on calibration images), dynamic (measured at run time) or weights (of FCs
+            only, activations in float32); by default static, for torch dynamic.
+        engine: onnxruntime, openvino (static, weights) or torch (dynamic).
+        calibration_images: Training images to calibrate static int8 on; all if there are fewer.
         max_drop: Points of top-1 accuracy that int8 may lose.
-        reduce_range: Weights of 7 bits, for x86 CPUs without VNNI; always so if this CPU is one.
-        batch_size: Images per step of the measurement.
+        reduce_range: Use 7-bit weights, for x86 CPUs without VNNI; always on if this CPU is one.
+        batch_size: Images per step when accuracy is measured.
         overwrite: Replace a file that exists already.
     """
 
     model: str
     output: str | None = field(default=None, metadata={"nargs": "?"})
-    data: str = field(kw_only=True, metadata={"required": True})
+    data: str | None = None
     data_root: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
     labels: Literal["by-name", "by-index"] = "by-name"
-    method: Literal["static", "dynamic"] | None = None
-    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    method: Literal["static", "dynamic", "weights"] | None = None
+    engine: Literal["onnxruntime", "openvino", "torch"] = "onnxruntime"
     calibration_images: int = 256
     max_drop: float = 0.5
     reduce_range: bool = False
@@ -220,11 +221,13 @@ class Bench:
 
     Args:
         models: Model folders, run folders, exported files, or names (timm's too: resnet50 runs with its BNs folded).
-        engines: Of training (the form before conversion), pytorch, channels_last, compile, onnxruntime, openvino.
+        engines: training (the form before conversion), pytorch, channels_last, compile, onnxruntime, openvino, aoti or
+            torch (a program of torch.export).
         batches: Images per call.
-        threads: Of every engine; by default one per core.
-        rounds: Counted calls of each.
-        warmup: Calls of each before, not counted.
+        precisions: float32, bf16, int8; an engine is left out in a precision that it does not support.
+        threads: Number of threads of every engine; by default one per core.
+        rounds: Timed calls of each.
+        warmup: Untimed calls of each before that.
         memory: Also measure peak memory, each in a process of its own.
         output: Folder for bench.json and bench.png.
     """
@@ -232,6 +235,7 @@ class Bench:
     models: list[str] = field(metadata={"nargs": "+"})
     engines: list[str] = field(default_factory=lambda: ["training", "pytorch"])
     batches: list[int] = field(default_factory=lambda: [1, 16])
+    precisions: list[str] = field(default_factory=lambda: ["float32"])
     threads: int | None = None
     rounds: int = 20
     warmup: int = 3

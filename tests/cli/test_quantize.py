@@ -65,6 +65,13 @@ def test_a_deploy_form_is_taken_as_it_is_and_dynamic_needs_no_calibration(run, t
     assert load_exported(file).metadata["int8"]["weight_bits"] == 7
 
 
+def test_fewer_calibration_images_than_asked_for_are_all_taken_and_that_is_said(run, tmp_path, capsys):
+    shown = say(capsys, ["quantize", str(run), str(tmp_path / "a.onnx"), *DATA, "--calibration-images=5000"])
+    assert "calibrating on all 1437 training images: fewer than 5000" in shown
+    shown = say(capsys, ["quantize", str(run), str(tmp_path / "b.onnx"), *DATA, "--calibration-images=30"])
+    assert "calibrating" not in shown
+
+
 def test_errors_say_what_to_do(run, tmp_path, capsys):
     def error(*arguments):
         assert main(["quantize", *(str(argument) for argument in arguments)]) == 2
@@ -73,17 +80,15 @@ def test_errors_say_what_to_do(run, tmp_path, capsys):
     new = tmp_path / "new.onnx"
     drop = ["--data=digits", "--method=dynamic", "--max-drop=-101"]
     assert "points of top-1, more than the -101 allowed" in error(run, new, *drop)
-    assert "cannot calibrate on 5000 images: the data has 1437" in error(run, new, *DATA, "--calibration-images=5000")
-    assert "torch has no 'static' int8" in error(
+    assert "cannot calibrate on 0 images" in error(run, new, *DATA, "--calibration-images=0")
+    assert "torch does not support 'static' int8" in error(
         run, tmp_path / "a.torchscript", *DATA, "--engine=torch", "--method=static"
     )
     assert "end it in .onnx" in error(run, tmp_path / "a.xml", *DATA)
     assert "there is no model folder" in error(tmp_path / "nothing", new, *DATA)
     new.write_text("mine")
     assert "pass --overwrite" in error(run, new, *DATA)
-    with pytest.raises(SystemExit):
-        main(["quantize", str(run)])  # no data
-    assert "data" in capsys.readouterr().err
+    assert "pass --data, or --method weights" in error(run)
 
 
 def test_training_for_int8(tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import repmlp
-from repmlp.deploy import benchmarking as bench_module
+from repmlp.deploy import benchmarking
 from repmlp.deploy.benchmarking import bench, deploy_form
 from repmlp_cli import main
 from weights import randomize
@@ -46,20 +46,21 @@ def test_a_reference_runs_with_its_batch_norms_folded_and_gives_the_same():
 
 
 def test_an_engine_that_computes_something_else_is_not_timed(folder, monkeypatch):
-    monkeypatch.setattr(bench_module, "_channels_last", lambda model, x: model(x) * 1.01)
-    with pytest.raises(ValueError, match=r"on channels_last differs by 1\.0e-02 .*: not timed"):
+    monkeypatch.setattr(benchmarking, "_channels_last", lambda model: lambda x: model(x) * 1.01)
+    with pytest.raises(ValueError, match=r"on channels_last in float32 differs by 1\.0e-02 .*: not timed"):
         bench([str(folder)], ["pytorch", "channels_last"], [1], rounds=1)
 
 
 def test_unknown_engines_and_networks(folder):
-    with pytest.raises(ValueError, match="unknown engine tensorrt: use training, pytorch"):
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt': use training, pytorch"):
         bench([str(folder)], ["tensorrt"])
     with pytest.raises(ValueError, match="unknown model 'resnet5000'"):
         bench(["resnet5000"])
 
 
 def test_the_command_writes_figures_and_a_picture(folder, tmp_path):
-    arguments = ["--engines", "training,pytorch", "--batches=1,2", "--rounds=2", "--memory", "--output", str(tmp_path)]
+    arguments = ["--engines", "training,pytorch", "--precisions=float32,bf16", "--rounds=2", "--memory"]
+    arguments += ["--batches=1", "--output", str(tmp_path)]
     assert main(["bench", str(folder), *arguments]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["about"]["rounds"] == 2
@@ -82,3 +83,40 @@ def test_exported_engines_and_files(folder, tmp_path):
         (str(folder), "onnxruntime"),
         (str(file), "onnx"),
     ]
+    assert [row.precision for row in rows] == ["float32"] * 3
+
+
+def test_each_precision_is_compared_in_itself(folder, monkeypatch):
+    lines = []
+    engines = ["pytorch", "channels_last"]
+    rows = bench([str(folder)], engines, [2], ["float32", "bf16"], rounds=1, warmup=1, report=lines.append)
+    assert [(row.engine, row.precision) for row in rows] == [(e, p) for p in ("float32", "bf16") for e in engines]
+    assert rows[0].error < 1e-6 < 1e-4 < rows[2].error < 0.2
+    assert not any("left out" in line for line in lines)
+    monkeypatch.setitem(benchmarking.TOLERANCES, "bf16", 1e-6)
+    with pytest.raises(ValueError, match=r"on pytorch in bf16 differs by .* from PyTorch in float32: not timed"):
+        bench([str(folder)], ["pytorch"], [1], ["bf16"], rounds=1)
+
+
+def test_an_engine_is_left_out_in_a_precision_that_it_lacks_and_that_is_said(folder):
+    lines = []
+    rows = bench([str(folder)], ["pytorch", "torch"], [1], ["bf16", "int8"], rounds=1, warmup=1, report=lines.append)
+    assert [(row.engine, row.precision) for row in rows] == [("pytorch", "bf16"), ("torch", "int8")]
+    assert lines[0] == "left out, since not supported: torch in bf16, pytorch in int8"
+    with pytest.raises(ValueError, match="none of pytorch supports int8"):
+        bench([str(folder)], ["pytorch"], [1], ["int8"])
+    with pytest.raises(ValueError, match="unknown precision 'int4': use float32, bf16, int8"):
+        bench([str(folder)], ["pytorch"], [1], ["int4"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_int8_and_bf16_of_exported_engines(folder):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    rows = bench([str(folder)], ["onnxruntime", "openvino"], [2], ["bf16", "int8"], rounds=1, warmup=1)
+    assert [(row.engine, row.precision) for row in rows] == [
+        ("openvino", "bf16"),
+        ("onnxruntime", "int8"),
+        ("openvino", "int8"),
+    ]
+    assert all(1e-4 < row.error < 0.5 for row in rows[1:])

@@ -34,7 +34,7 @@ def test_a_compiled_program(tmp_path):
             assert (exported(x) - model(x)).norm() < 1e-4 * model(x).norm()
     damaged = tmp_path / "b.aoti.pt2"
     damaged.write_bytes(done.file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is damaged, or no aoti file"):
+    with pytest.raises(ValueError, match="is damaged, or its format is not aoti"):
         load_exported(damaged)
 
 
@@ -57,7 +57,7 @@ def test_a_pickle_in_a_program_is_not_executed(tmp_path, monkeypatch):
         for name, data in content.items():
             archive.writestr(name, evil.getvalue() if name.endswith("sample_inputs/model.pt") else data)
     before = dict(os.environ)
-    with pytest.raises(ValueError, match="is damaged, or no torch file"):
+    with pytest.raises(ValueError, match="is damaged, or its format is not torch"):
         load_exported(file)
     assert not proof.exists()
     assert dict(os.environ) == before

@@ -1,24 +1,23 @@
-"""What one does with a converted model."""
+"""Export, quantize, run and benchmark converted models."""
 
-from .exporting import Exported, compare, export, trace
+from .exporting import Exported, compare, export
+from .metadata import export_metadata
 from .quantization import Quantized, calibration_images, quantize, split_groups
-from .runtime import SUFFIXES, ExportedModel, describe, load, load_exported
+from .runtime import ExportedModel, load_any, load_exported
 from .timing import Timing, time_interleaved
 
 __all__ = [
-    "SUFFIXES",
     "Exported",
     "ExportedModel",
     "Quantized",
     "Timing",
     "calibration_images",
     "compare",
-    "describe",
     "export",
-    "load",
+    "export_metadata",
+    "load_any",
     "load_exported",
     "quantize",
     "split_groups",
     "time_interleaved",
-    "trace",
 ]

@@ -18,40 +18,79 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..checkpoint import check_architecture, load_model
-from ..conversion import fold_norms, is_reparameterized, needs_reparameterize, reparameterize
+from ..conversion import deviation, example_inputs, fold_norms, is_reparameterized, needs_reparameterize, reparameterize
 from ..counting import Complexity, complexity
-from .exporting import export
+from .engines import QUANTIZERS, RUNTIMES
+from .exporting import float32_copy, write
+from .metadata import export_metadata
+from .quantization import split_groups
 from .runtime import load_exported
 from .timing import Timing, time_interleaved
 
-#: How a network can be run. All but the first run the deploy form (of a plain timm network: with its BNs folded).
-ENGINES = ("training", "pytorch", "channels_last", "compile", "onnxruntime", "openvino")
-EXPORTED = {"onnxruntime": ".onnx", "openvino": ".xml"}
-#: Relative error against PyTorch's own result up to which two engines compute the same.
-TOLERANCE = 1e-3
+#: Largest relative error against the network in float32, by precision. bf16 has 8 bits, and int8 rounds activations
+#: too: their bounds only catch a network that is wrong.
+TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.5}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+#: Images to calibrate static int8 on; latency does not depend on them.
+CALIBRATION_IMAGES = 16
+
+
+def _channels_last(deploy: nn.Module) -> Callable[[Tensor], Tensor]:
+    model = copy.deepcopy(deploy).to(memory_format=torch.channels_last)
+    return lambda x: model(x.contiguous(memory_format=torch.channels_last))
+
+
+#: What runs a network inside this process, by name: from the network as given and its deploy form. (The deploy form of
+#: a plain timm network has its BNs folded.)
+IN_PROCESS: dict[str, Callable[[nn.Module, nn.Module], Callable[[Tensor], Tensor]]] = {
+    "training": lambda model, deploy: model.eval(),
+    "pytorch": lambda model, deploy: deploy,
+    "channels_last": lambda model, deploy: _channels_last(deploy),
+    "compile": lambda model, deploy: torch.compile(copy.deepcopy(deploy)),
+}
+ENGINES = (*IN_PROCESS, *RUNTIMES)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network on one engine, ready to run."""
+    """One network on one engine in one precision, ready to run.
 
-    model: str
-    engine: str
-    run: Callable[[Tensor], Tensor]
-    complexity: Complexity | None
-    accuracy: float | None
-    source: str  # what a fresh process opens to run it: the network's name or its exported file
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of one network on one engine.
-
-    ``seconds`` of one batch; ``peak_memory`` in bytes; ``error`` is relative to the network's first engine.
+    Attributes:
+        run: from a batch in ``dtype`` to the outputs.
+        reference: the network in float32 on PyTorch; for an exported file, the file itself.
+        input_size: of an image, (C, H, W).
+        source: what a fresh process opens to run it: the network's name or its exported file.
     """
 
     model: str
     engine: str
+    precision: str
+    run: Callable[[Tensor], Tensor]
+    reference: Callable[[Tensor], Tensor]
+    input_size: tuple[int, int, int]
+    source: str
+    complexity: Complexity | None = None
+    accuracy: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input: exported files take float32 whatever they compute in."""
+        return DTYPES[self.precision] if self.engine in IN_PROCESS else torch.float32
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one network on one engine in one precision.
+
+    Attributes:
+        seconds: of one batch.
+        peak_memory: in bytes.
+        error: relative to the network in float32 on PyTorch.
+    """
+
+    model: str
+    engine: str
+    precision: str
     batch: int
     seconds: Timing
     images_per_second: float
@@ -65,7 +104,7 @@ class Measurement:
 
 
 def _open_any(name: str) -> tuple[Any, float | None]:
-    """A model or run folder with its test accuracy, if it has one; an exported file; or a new network by its name."""
+    """A model or run folder with its test accuracy, if known; an exported file; or a new network by its name."""
     folder = Path(name)
     if folder.is_file():
         return load_exported(folder), None
@@ -83,47 +122,71 @@ def deploy_form(model: nn.Module) -> nn.Module:
     return model.eval() if is_reparameterized(model) else fold_norms(model)
 
 
-def prepare(name: str, engines: Sequence[str], threads: int, folder: Path) -> list[Candidate]:
-    """One network on each engine; ``folder`` takes the exported files.
+def supports(engine: str, precision: str) -> bool:
+    """Whether an engine runs networks in this precision.
 
     Raises:
-        ValueError: for an unknown engine or network.
+        ValueError: if there is no such engine or precision.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: use {', '.join(ENGINES)}")
+    if precision not in TOLERANCES:
+        raise ValueError(f"unknown precision {precision!r}: use {', '.join(TOLERANCES)}")
+    if precision == "int8":
+        return engine in QUANTIZERS
+    return engine in IN_PROCESS or precision in ("float32", *RUNTIMES[engine].precisions)
+
+
+def prepare(
+    name: str, engines: Sequence[str], precisions: Sequence[str], threads: int, folder: Path
+) -> list[Candidate]:
+    """One network on each engine in each precision that it supports; ``folder`` takes the exported files.
+
+    Raises:
+        ValueError: for an unknown engine, precision or network.
     """
     if Path(name).is_file():  # an exported file brings its engine with it
         file = load_exported(name, threads)
-        return [Candidate(name, file.format, file, None, None, name)]
-    unknown = [engine for engine in engines if engine not in ENGINES]
-    if unknown:
-        raise ValueError(f"unknown engine {', '.join(unknown)}: use {', '.join(ENGINES)}")
+        precision = "int8" if "int8" in file.metadata else "float32"
+        return [Candidate(name, file.format, precision, file, file, file.input_size, name)]
+    ways = [(engine, precision) for precision in precisions for engine in engines if supports(engine, precision)]
     model, accuracy = _open_any(name)
     deploy = deploy_form(model)
-    runs: dict[str, Callable[[Tensor], Tensor]] = {}
-    sources = {engine: str(folder / f"{Path(name).name}{suffix}") for engine, suffix in EXPORTED.items()}
-    for engine in engines:
-        if engine == "training":
-            if deploy is not model:
-                runs[engine] = model.eval()
-        elif engine == "pytorch":
-            runs[engine] = deploy
-        elif engine == "channels_last":
-            runs[engine] = partial(_channels_last, copy.deepcopy(deploy).to(memory_format=torch.channels_last))
-        elif engine == "compile":
-            runs[engine] = torch.compile(copy.deepcopy(deploy))
+    size = tuple(get_model_input_config(model)["input_size"])
+    counts = {form: complexity(m, size) for form, m in (("training", model), ("deploy", deploy))}
+    candidates = []
+    for engine, precision in ways:
+        if engine == "training" and deploy is model:
+            continue
+        source = name
+        if precision != "int8" and engine in IN_PROCESS:
+            forms = (copy.deepcopy(form).to(DTYPES[precision]) for form in (model, deploy))
+            run = IN_PROCESS[engine](*forms)
         else:
-            export(deploy, sources[engine])
-            runs[engine] = load_exported(sources[engine], threads)
-    counts = {form: complexity(m, _input_size(model)) for form, m in (("training", model), ("deploy", deploy))}
-    return [
-        Candidate(
-            model=name,
-            engine=engine,
-            run=run,
-            complexity=counts["training" if engine == "training" else "deploy"],
-            accuracy=accuracy,
-            source=sources.get(engine, name),
-        )
-        for engine, run in runs.items()
-    ]
+            source = write_candidate(deploy, engine, precision, folder)
+            run = load_exported(source, threads, _runs_in(precision))
+        count = counts["training" if engine == "training" else "deploy"]
+        candidates.append(Candidate(name, engine, precision, run, deploy, size, source, count, accuracy))
+    return candidates
+
+
+def _runs_in(precision: str) -> str:
+    """What to open an exported file in: int8 is in the file."""
+    return "float32" if precision == "int8" else precision
+
+
+def write_candidate(deploy: nn.Module, engine: str, precision: str, folder: Path) -> str:
+    """Write a network for an engine, in int8 or float32, calibrated on random images; returns the file."""
+    exporter = (QUANTIZERS if precision == "int8" else RUNTIMES)[engine]
+    file = folder / f"{precision}{exporter.suffix}"
+    model, metadata = float32_copy(deploy), export_metadata(deploy)
+    if precision != "int8":
+        write(model, exporter, file, metadata)
+        return str(file)
+    method = exporter.int8_methods[0]
+    metadata["int8"] = {"engine": engine, "method": method, "weight_bits": exporter.weight_bits(method, False)}
+    exporter.quantize(split_groups(model), file, metadata, example_inputs(model, CALIBRATION_IMAGES))
+    return str(file)
 
 
 @torch.no_grad()
@@ -131,6 +194,8 @@ def bench(
     names: Sequence[str],
     engines: Sequence[str] = ("training", "pytorch"),
     batches: Sequence[int] = (1, 16),
+    precisions: Sequence[str] = ("float32",),
+    *,
     threads: int | None = None,
     rounds: int = 20,
     warmup: int = 3,
@@ -139,21 +204,26 @@ def bench(
 ) -> list[Measurement]:
     """Time all networks on all engines in turn, round by round: what slows the machine slows them all.
 
-    Everything runs in this process, on the same input, with the same number of threads, after a
-    warm-up; and each engine's output is compared with PyTorch's before anything is timed.
+    Everything runs in this process, on the same input, with the same number of threads, after a warm-up. Before
+    anything is timed, each output is compared with PyTorch's in float32.
 
     Args:
         names: model folders, run folders, timm names, or exported files, int8 ones too.
         engines: of :data:`ENGINES`; an exported file has its own.
         batches: images per call.
+        precisions: float32, bf16, int8. An engine is left out in a precision that it does not support.
         threads: of every engine; by default PyTorch's number.
         rounds, warmup: counted and uncounted calls of each.
         memory: also measure the peak memory of each in a process of its own.
-        report: is told what happens.
+        report: called with a line about what is being done.
 
     Raises:
-        ValueError: if an engine computes something else, or a name or engine is unknown.
+        ValueError: if an engine computes something else; a name, engine or precision is unknown; or no engine supports
+            the precisions.
     """
+    ways = {(engine, precision): supports(engine, precision) for precision in precisions for engine in engines}
+    if left_out := [f"{engine} in {precision}" for (engine, precision), supported in ways.items() if not supported]:
+        report(f"left out, since not supported: {', '.join(left_out)}")
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     measurements = []
@@ -163,16 +233,15 @@ def bench(
             report(f"preparing {name}")
             folder = Path(scratch) / str(i)
             folder.mkdir()
-            candidates += prepare(name, engines, threads, folder)
-        sizes = {name: _input_size(_open_any(name)[0]) for name in names}
+            candidates += prepare(name, engines, precisions, threads, folder)
+        if not candidates:
+            raise ValueError(f"none of {', '.join(engines)} supports {', '.join(precisions)}")
         for batch in batches:
             report(f"batch {batch}: comparing, then timing {len(candidates)} candidates, {rounds} rounds")
-            inputs = {
-                size: torch.randn(batch, *size, generator=torch.Generator().manual_seed(0)) for size in sizes.values()
-            }
-            errors = _check(candidates, sizes, inputs)
+            inputs = [_inputs(c, batch) for c in candidates]
+            errors = _check(candidates, inputs)
             times = time_interleaved(
-                {f"{i}": partial(c.run, inputs[sizes[c.model]]) for i, c in enumerate(candidates)}, rounds, warmup
+                {f"{i}": partial(c.run, inputs[i].to(c.dtype)) for i, c in enumerate(candidates)}, rounds, warmup
             )
             for i, c in enumerate(candidates):
                 seconds = times[f"{i}"]
@@ -180,10 +249,11 @@ def bench(
                     Measurement(
                         model=c.model,
                         engine=c.engine,
+                        precision=c.precision,
                         batch=batch,
                         seconds=seconds,
                         images_per_second=batch / seconds.median,
-                        peak_memory=peak_memory(c, (batch, *sizes[c.model]), threads) if memory else None,
+                        peak_memory=peak_memory(c, inputs[i].shape, threads) if memory else None,
                         error=errors[i],
                         complexity=c.complexity,
                         accuracy=c.accuracy,
@@ -192,16 +262,19 @@ def bench(
     return measurements
 
 
-def _check(candidates: list[Candidate], sizes: dict, inputs: dict) -> list[float]:
-    """The relative error of each candidate against the first one of the same network."""
-    first: dict[str, Tensor] = {}
+def _inputs(candidate: Candidate, batch: int) -> Tensor:
+    return torch.randn(batch, *candidate.input_size, generator=torch.Generator().manual_seed(0))
+
+
+def _check(candidates: Sequence[Candidate], inputs: Sequence[Tensor]) -> list[float]:
+    """The relative error of each candidate against its reference."""
     errors = []
-    for c in candidates:
-        y = c.run(inputs[sizes[c.model]])
-        reference = first.setdefault(c.model, y)
-        error = ((y - reference).norm() / reference.norm()).item()
-        if not error <= TOLERANCE:
-            raise ValueError(f"{c.model} on {c.engine} differs by {error:.1e} from {c.model} on PyTorch: not timed")
+    for c, x in zip(candidates, inputs, strict=True):
+        error = deviation(c.reference(x), c.run(x.to(c.dtype))).relative
+        if not error <= TOLERANCES[c.precision]:
+            raise ValueError(
+                f"{c.model} on {c.engine} in {c.precision} differs by {error:.1e} from PyTorch in float32: not timed"
+            )
         errors.append(error)
     return errors
 
@@ -212,26 +285,20 @@ def peak_memory(candidate: Candidate, shape: Sequence[int], threads: int) -> int
         "import json, sys; from repmlp.deploy.benchmarking import _peak_memory_here; "
         "print(_peak_memory_here(*json.loads(sys.argv[1])))"
     )
-    arguments = json.dumps([candidate.source, candidate.engine, list(shape), threads])
+    arguments = json.dumps([candidate.source, candidate.engine, candidate.precision, list(shape), threads])
     child = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True)
     return int(child.stdout.split()[-1])
 
 
-def _peak_memory_here(source: str, engine: str, shape: Sequence[int], threads: int) -> int:
+def _peak_memory_here(source: str, engine: str, precision: str, shape: Sequence[int], threads: int) -> int:
     torch.set_num_threads(threads)
     with torch.no_grad():
-        if engine in EXPORTED or Path(source).is_file():
-            run: Callable[[Tensor], Tensor] = load_exported(source, threads)
+        if Path(source).is_file():
+            run: Callable[[Tensor], Tensor] = load_exported(source, threads, _runs_in(precision))
+            dtype = torch.float32
         else:
-            run = prepare(source, [engine], threads, Path())[0].run
+            [candidate] = prepare(source, [engine], [precision], threads, Path())
+            run, dtype = candidate.run, candidate.dtype
         for _ in range(3):
-            run(torch.randn(*shape))
+            run(torch.randn(*shape).to(dtype))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _channels_last(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x.contiguous(memory_format=torch.channels_last))
-
-
-def _input_size(model: nn.Module) -> tuple[int, int, int]:
-    return tuple(get_model_input_config(model)["input_size"])

@@ -1,4 +1,4 @@
-"""What a measurement must say of the machine that it was made on."""
+"""The machine and the versions behind a measurement."""
 
 import platform
 from datetime import date
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, and the widest of its vector units that PyTorch uses."""
+    """The CPU's name, and the widest vector instructions that PyTorch uses on it."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]

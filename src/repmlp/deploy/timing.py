@@ -18,7 +18,7 @@ class Timing:
 def time_interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int = 20, warmup: int = 3
 ) -> dict[str, Timing]:
-    """Call every function once a round, in turn, so that a drift of the machine's speed meets them all.
+    """Call every function once per round, in turn, so that a drift of the machine's speed affects all of them.
 
     Args:
         functions: what to time, by name; each call does all its work before it returns.

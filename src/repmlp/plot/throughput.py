@@ -13,12 +13,12 @@ MARKERS = "osD^vPX"
 def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     """Draw throughput against test accuracy where all networks have one, else against MACs; returns the path.
 
-    One panel per batch size; a color per network, a marker per engine.
+    One panel per batch size; a color per network, a marker per engine and precision.
     """
     batches = sorted({m.batch for m in measurements})
     models = list(dict.fromkeys(m.model for m in measurements))
-    engines = list(dict.fromkeys(m.engine for m in measurements))
-    measurements = [m for m in measurements if m.complexity]  # an exported file does not say its MACs
+    engines = list(dict.fromkeys(map(_kind, measurements)))
+    measurements = [m for m in measurements if m.complexity]  # MACs of an exported file are unknown
     by_accuracy = all(m.accuracy is not None for m in measurements)
     figure = Figure(figsize=(4.6 * len(batches), 4.4), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
@@ -31,7 +31,7 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
                     if m.complexity
                     else 0
                 )
-                color, marker = f"C{models.index(m.model)}", MARKERS[engines.index(m.engine) % len(MARKERS)]
+                color, marker = f"C{models.index(m.model)}", MARKERS[engines.index(_kind(m)) % len(MARKERS)]
                 axes.plot(x, m.images_per_second, marker, color=color, markersize=8)
         axes.set(title=f"batch {batch}", xlabel="top-1 accuracy, %" if by_accuracy else "million MACs per image")
         axes.set_ylabel("images per second")
@@ -45,3 +45,8 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(image, dpi=150)
     return image
+
+
+def _kind(measurement: Measurement) -> str:
+    engine, precision = measurement.engine, measurement.precision
+    return engine if precision == "float32" else f"{engine} {precision}"
