@@ -243,7 +243,7 @@ def _rows_needed(output: Any, groups: Tensor | None) -> int:
     if groups is None:
         return 1
     per_row = min((t[0, 0].numel() for _, t in tensors_of(output) if t.dim() > 1 and t.numel()), default=1)
-    smallest = 2 / len(PROFILES)  # share of rows of the rarest factor
+    smallest = 2 / len(PROFILES)  # share of rows of the rarest size
     return max(len(PROFILES), int(MIN_SAMPLES / smallest / max(1, per_row)))
 
 

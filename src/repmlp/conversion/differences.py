@@ -1,6 +1,5 @@
 """What differs between two models whose modules have the same names: weights, classes, attributes, hooks."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,20 +90,6 @@ def same_weights(a: Tensor, b: Tensor) -> bool:
     if torch.equal(a, b):
         return True
     return bool((a.double() - b.double()).abs().le(torch.finfo(dtype).eps * a.double().abs()).all())
-
-
-def check_forwards(model: nn.Module) -> None:
-    """Raise ValueError if a module has a ``forward`` of its own that is not bound to it.
-
-    A copy of such a model runs the original's function, with the original's weights.
-    """
-    for name, module in model.named_modules():
-        forward = vars(module).get("forward")
-        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
-            raise ValueError(
-                f"{name or 'the model'} ({type(module).__name__}) has had its forward replaced by a function that is "
-                f"not bound to it, so a copy would still run the original: define a subclass with that forward instead"
-            )
 
 
 def _has_tensors(module: nn.Module) -> bool:

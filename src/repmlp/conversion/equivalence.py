@@ -1,7 +1,6 @@
 """Do two models compute the same? Measured module by module and for the whole network."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .comparison import Comparison
-from .differences import check_forwards
+from .preparation import copied
 from .probing import ROWS
 from .report import NETWORK, BlockDeviation, EquivalenceReport
 from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
@@ -47,7 +46,7 @@ def verify(
 
     Raises:
         ValueError: if there are no inputs and ``a`` specifies no input size, if outputs differ in structure or shape,
-            or if a module's ``forward`` was replaced by a function, which a copy would share.
+            or if a copy would not compute with its own weights (a wrapper, or a ``forward`` assigned to a module).
     """
     args, kwargs = _arguments(example_inputs(a) if inputs is None else inputs)
     batch = next((len(t) for _, t in tensors_of([args, kwargs]) if t.dim()), 1)
@@ -55,12 +54,10 @@ def verify(
         raise ValueError("inputs have zero images: pass one or more")
     few = _cast(_some_rows((args, kwargs), batch), torch.float64)
     with _plain_arithmetic():
-        check_forwards(a)
-        a = copy.deepcopy(a).eval()
+        a = copied(a).eval()
         modules: tuple[BlockDeviation, ...] = ()
-        if isinstance(b, nn.Module) and not isinstance(b, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
-            check_forwards(b)
-            b = copy.deepcopy(b).eval()
+        if isinstance(b, nn.Module) and not _is_compiled(b):
+            b = copied(b).eval()
             comparison = Comparison(a, b, names or {}, tolerance)
             tally, ours, theirs = comparison.network(*few)
             rows = comparison.modules()
@@ -120,6 +117,11 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a module is one in name only: made by torch.compile or TorchScript, for one dtype."""
+    return isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod")
 
 
 def _some_rows(values: Any, batch: int) -> Any:

@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_map
 
 from .rounding import tiled
 
-#: A row of a probe is normal noise of the scale that the module sees, times the factor here: as it is, all positive
-#: or all negative, as after an activation.
-PROFILES = ((1.0, 0), (1.0, 1), (1.0, -1), (0.125, 0), (0.125, 1), (8.0, 0), (8.0, 1), (8.0, -1))
-_FACTORS = sorted({factor for factor, _ in PROFILES})
-GROUPS = len(_FACTORS)  # groups of rows that are judged apart
+#: Rows of a probe: normal noise, small, as large as what the module sees, or large; as it is, all positive or all
+#: negative, as after an activation. Biases show in small inputs, and units that are seldom active in large ones.
+SMALL, USUAL, LARGE = range(3)
+PROFILES = ((USUAL, 0), (USUAL, 1), (USUAL, -1), (SMALL, 0), (SMALL, 1), (LARGE, 0), (LARGE, 1), (LARGE, -1))
+GROUPS = 3  # sizes, which are judged apart
 ROWS = 8  # images that calls are recorded with
-MIN_SAMPLES = 16  # numbers per channel and factor: a channel's verdict rests on so many or more
+MIN_SAMPLES = 16  # numbers per channel and size: a channel's verdict rests on so many or more
 _POOL = 1_048_583  # random numbers that probes are cut from; a prime
 
 
@@ -105,14 +105,14 @@ class Probes:
         self.rows = 0  # drawn so far
 
     def draw(self) -> tuple[Any, Any, Tensor | None]:
-        """The arguments of one call, and the group of each row: rows of one factor are one group."""
+        """The arguments of one call, and the group of each row: its size."""
         specs: list[Spec] = []
         tree_map(lambda value: specs.append(value) if isinstance(value, Spec) else None, self.arguments)
         rows = specs[0].shape[0] if specs and specs[0].shape else 0
         profiles = [PROFILES[(self.rows + row) % len(PROFILES)] for row in range(rows)]
         args, kwargs = tree_map(lambda value: self._fill(value, profiles), self.arguments)
         self.rows += max(1, rows)
-        return args, kwargs, torch.tensor([_FACTORS.index(factor) for factor, _ in profiles]) if rows else None
+        return args, kwargs, torch.tensor([size for size, _ in profiles]) if rows else None
 
     def zeros(self) -> tuple[Any, Any]:
         """The arguments of a call on zeros."""
@@ -121,11 +121,13 @@ class Probes:
             self.arguments,
         )
 
-    def _fill(self, value: Any, profiles: list[tuple[float, int]]) -> Any:
+    def _fill(self, value: Any, profiles: list[tuple[int, int]]) -> Any:
         if not isinstance(value, Spec):
             return value.clone() if isinstance(value, Tensor) else value
-        x = tiled(_pool(), value.shape, self.generator) * value.scale
-        if x.dim() and len(x) == len(profiles):
-            for row, (factor, sign) in zip(x, profiles, strict=True):
-                row.copy_((row.abs() * sign if sign else row) * factor)
+        x = tiled(_pool(), value.shape, self.generator)
+        if not x.dim() or len(x) != len(profiles):
+            return (x * value.scale).to(value.device)
+        scales = (min(value.scale, 1.0) / 8, value.scale, max(value.scale, 1.0) * 8)
+        for row, (size, sign) in zip(x, profiles, strict=True):
+            row.copy_((row.abs() * sign if sign else row) * scales[size])
         return x.to(value.device)

@@ -6,7 +6,6 @@ loose for the others. So it is measured: all computations run in float64, once w
 with each weight moved by one rounding of its own dtype, up or down at random.
 """
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .preparation import copied
 
 #: Two models are equal if no channel of an output differs by more than this many times the effect of one random
 #: rounding of the weights. docs/equivalence.md shows what exact conversions need.
@@ -115,7 +116,7 @@ def check_shapes(a: Tensor, b: Tensor) -> None:
 
 def wide_copy(model: nn.Module) -> nn.Module:
     """A copy in float64, in eval mode."""
-    return copy.deepcopy(model).double().eval()
+    return copied(model).double().eval()
 
 
 @torch.no_grad()

@@ -1,0 +1,301 @@
+"""Is every error found, and every exact conversion accepted? Random errors in converted networks, and none.
+
+One number, row or norm of a converted model is changed at random, by 5% of the spread of its tensor or more, and
+`repmlp.verify` must reject the result with its defaults. A change that it accepts is tried on random images of several
+scales: if no output changes by a single bit, no input can see it. Exact conversions of randomized models must all be
+accepted; the table shows how far they are from the limit.
+
+    python benchmarks/mutations.py --networks 300 --small 1700 --exact 500
+"""
+
+import argparse
+import copy
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from common import table, write
+from timm.models.byobnet import MobileOneBlock, RepVggBlock
+from timm.models.fastvit import ReparamLargeKernelConv, RepMixer
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+import repmlp
+from repmlp.conversion.rounding import LIMIT
+from repmlp.layers import ConvNorm, RepMLPv2
+
+Model = tuple[nn.Module, Callable[[nn.Module], nn.Module], Any]  # training form, conversion, inputs
+#: Smallest change, as a share of the tensor's standard deviation.
+LEAST = 0.05
+KINDS = ("sign", "zero the largest", "swap rows", "add a tenth", "drop a tap")
+
+
+def randomize(model: nn.Module, seed: int) -> nn.Module:
+    """Weights and batch norms as far from fresh ones as training could move them; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+        for m in model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
+                m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=generator))
+                m.running_var.copy_(torch.rand(m.running_var.shape, generator=generator) * 2 + 0.1)
+                m.weight.copy_(torch.randn(m.weight.shape, generator=generator))
+                m.bias.copy_(torch.randn(m.bias.shape, generator=generator))
+    return model.eval()
+
+
+def train(model: nn.Module, images: Tensor, steps: int = 20) -> nn.Module:
+    """A few steps on images with random labels: weights and statistics that belong together."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.05, momentum=0.9)
+    for _ in range(steps):
+        x = torch.randn(32, *images.shape[1:], generator=generator)
+        labels = torch.randint(0, 10, (len(x),), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+# Models
+
+
+def networks() -> Iterator[tuple[str, Model]]:
+    """Small networks of this package, trained and randomized, and of timm, randomized."""
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours: dict[str, tuple[str, dict[str, Any]]] = {
+        "v1": ("repmlp_cifar", {"img_size": 32, "channels": (4, 8), "partition_size": 8, "kernel_sizes": (1, 3)}),
+        "v1, ResNet": (
+            "repmlp_resnet50",
+            {
+                "layers": (1, 2, 2, 1),
+                "channels": (8, 16, 32, 64),
+                "channel_reduction": 2,
+                "img_size": 32,
+                "partition_size": 2,
+                "kernel_sizes": (1,),
+            },
+        ),
+        "v2": (
+            "repmlpnet_t224",
+            {
+                "channels": (8, 16, 32, 32),
+                "depths": (1, 1, 1, 1),
+                "share_sets": (1, 4, 8, 16),
+                "img_size": 32,
+                "partition_sizes": (4, 2, 1, 1),
+                "kernel_sizes": (1,),
+            },
+        ),
+        "ResMLP with locality": ("resmlp_6_32", {"num_blocks": 2, "embed_dim": 32}),
+    }
+    for name, (architecture, arguments) in ours.items():
+        for state in ("trained", "randomized"):
+            torch.manual_seed(0)
+            model = timm.create_model(architecture, num_classes=10, **arguments)
+            if "locality" in name:
+                repmlp.inject_locality(model)
+            yield f"{name}, {state}", (train(model, x) if state == "trained" else randomize(model, 0), convert, x)
+    for name in ("test_resnet", "test_efficientnet", "test_byobnet", "repghostnet_050", "mobileone_s0"):
+        torch.manual_seed(0)
+        images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        yield f"{name}, randomized", (randomize(timm.create_model(name, num_classes=10), 0), convert_and_fold, images)
+
+
+def small(seed: int) -> tuple[str, Model]:
+    """A block of a random kind and size."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    g = draw.choice((1, 2))
+    C, O = g * draw.randint(1, 4), g * draw.randint(1, 4)
+    h, w = draw.choice((2, 3, 4)), draw.choice((2, 3, 4))
+    kernels = draw.sample([1, (1, min(3, w - (w + 1) % 2)), *([3] if min(h, w) >= 3 else [])], draw.randint(0, 2))
+    H, W = h * draw.randint(1, 2), w * draw.randint(1, 2)
+    c = 2 * draw.randint(2, 5)
+    kinds: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+        "RepMLP": lambda: (repmlp.RepMLP(C, O, (H, W), (h, w), _unique(kernels), g), (C, H, W)),
+        "RepMLPv2": lambda: (RepMLPv2(4 * g, (h, w), _unique(kernels), share_sets=g), (4 * g, H, W)),
+        "ConvNorm, act, ConvNorm": lambda: (
+            nn.Sequential(ConvNorm(C, O, 3), nn.GELU(), ConvNorm(O, C, 1)),
+            (C, 5, 6),
+        ),
+        "FC over tokens": lambda: (
+            repmlp.inject_locality(nn.Sequential(nn.Linear(H * W, H * W)), (1,), "0", (H, W)),
+            (c, H * W),
+        ),
+        "timm RepVggBlock": lambda: (RepVggBlock(c, c, 3), (c, 6, 6)),
+        "timm MobileOneBlock": lambda: (MobileOneBlock(c, c, 3, num_conv_branches=2), (c, 6, 6)),
+        "timm RepMixer": lambda: (RepMixer(c, 3), (c, 6, 6)),
+        "timm ReparamLargeKernelConv": lambda: (ReparamLargeKernelConv(c, c, 5, 1, c, small_kernel=3), (c, 6, 6)),
+        "timm BasicBlock, folded": lambda: (nn.Sequential(BasicBlock(c, c)), (c, 6, 6)),
+        "timm Bottleneck, folded": lambda: (nn.Sequential(Bottleneck(4 * c, c)), (4 * c, 4, 4)),
+    }
+    kind = draw.choice(list(kinds))
+    model, size = kinds[kind]()
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, *size, generator=generator)
+    how = (lambda m: repmlp.fold_norms(m, x)) if "folded" in kind else convert
+    return kind, (randomize(model, seed), how, x)
+
+
+def _unique(kernels: list) -> list:
+    return list({k if isinstance(k, tuple) else (k, k): k for k in kernels}.values())
+
+
+def convert(model: nn.Module) -> nn.Module:
+    return repmlp.reparameterize(model)
+
+
+def convert_natively(model: nn.Module) -> nn.Module:
+    """With timm's own function, which merges in the dtype of the weights."""
+    return reparameterize_model(nn.Sequential(model))[0]
+
+
+def convert_and_fold(model: nn.Module) -> nn.Module:
+    images = torch.zeros(2, 3, 64, 64)
+    forms = repmlp.conversion.iter_reparameterizable(model)
+    return repmlp.fold_norms(repmlp.reparameterize(model) if any(True for _ in forms) else model, images)
+
+
+# Changes
+
+
+def mutate(model: nn.Module, deploy: nn.Module, how: Callable, draw: random.Random) -> tuple[nn.Module, str, str]:
+    """The converted model with one random change: what it is, and where."""
+    if draw.random() < 0.15:
+        norms = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms:
+            name = draw.choice(norms)
+            without: Any = copy.deepcopy(model)
+            norm = without.get_submodule(name)
+            with torch.no_grad():
+                norm.weight.copy_(torch.sqrt(torch.ones_like(norm.weight) + norm.eps))
+                norm.bias.zero_(), norm.running_mean.zero_(), norm.running_var.fill_(1)
+            return how(without), "norm not folded", name
+    changed = copy.deepcopy(deploy)
+    names = [n for n, t in changed.state_dict().items() if t.is_floating_point() and t.numel() > 1]
+    while True:
+        name, kind = (
+            draw.choice(names),
+            draw.choice(("sign", "zero the largest", "swap rows", "add a tenth", "drop a tap")),
+        )
+        tensor = changed.state_dict()[name]  # shares memory with the model
+        flat, spread = tensor.view(-1), tensor.std().item()
+        before = tensor.clone()
+        if kind == "swap rows" and len(tensor) > 1:
+            i, j = draw.sample(range(len(tensor)), 2)
+            tensor[[i, j]] = before[[j, i]]
+        elif kind == "drop a tap" and tensor.dim() == 4 and tensor[0, 0].numel() > 1:
+            tensor[:, :, draw.randrange(tensor.shape[2]), draw.randrange(tensor.shape[3])][
+                draw.randrange(len(tensor))
+            ] = 0
+        elif kind not in ("swap rows", "drop a tap"):
+            i = int(flat.abs().argmax()) if kind == "zero the largest" else draw.randrange(len(flat))
+            flat[i] = {"sign": -flat[i], "zero the largest": 0.0, "add a tenth": flat[i] + 0.1 * spread}[kind]
+        if (tensor - before).abs().max() >= LEAST * spread > 0:
+            return changed, kind, name
+        tensor.copy_(before)
+
+
+@torch.no_grad()
+def is_visible(deploy: nn.Module, changed: nn.Module, x: Tensor) -> bool:
+    """Whether any of 512 random images of several scales gives another output, in float64, by a single bit."""
+    a, b = copy.deepcopy(deploy).double(), copy.deepcopy(changed).double()
+    generator = torch.Generator().manual_seed(1)
+    for i in range(64):
+        images = torch.randn(8, *x.shape[1:], generator=generator, dtype=torch.float64) * 4.0 ** (i % 5 - 2)
+        if not torch.equal(a(images), b(images)):
+            return True
+    return False
+
+
+def run_mutations(count: int, models: Iterator[tuple[str, Model]], each: int, seed: int) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for index, (name, (model, how, x)) in enumerate(models):
+        deploy = how(model)
+        assert repmlp.verify(model, deploy, x), f"{name}: an exact conversion is rejected"
+        draw = random.Random(seed + index)
+        for _ in range(min(each, count - len(results))):
+            changed, kind, where = mutate(model, deploy, how, draw)
+            report = repmlp.verify(model, changed, x)
+            row = {"model": name, "kind": kind, "where": where, "rejected": not report}
+            first = report.first_difference
+            if first is None:
+                row["outcome"] = "missed" if is_visible(deploy, changed, x) else "invisible"
+                print(name, kind, where, row["outcome"], flush=True)
+            else:
+                row["outcome"], row["ratio"], row["named"] = "rejected", first.ratio, first.tensor or first.name
+            results.append(row)
+        if len(results) >= count:
+            break
+        if index % 100 == 0:
+            print(f"{len(results)} of {count} changes, at {name}", flush=True)
+    return results
+
+
+def run_exact(count: int) -> list[dict[str, Any]]:
+    """Exact conversions of randomized blocks in all dtypes."""
+    results: list[dict[str, Any]] = []
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for seed in range(count):
+        kind, (model, how, x) = small(1_000_000 + seed)
+        dtype = dtypes[seed % len(dtypes)]
+        model, x = model.to(dtype), x.to(dtype)
+        native = kind.startswith("timm") and "folded" not in kind and seed % 8 < 4
+        report = repmlp.verify(model, convert_natively(model) if native else how(model), x)
+        ratio = max(row.ratio for row in (*report.blocks, report.network))
+        arithmetic = f"{str(dtype)[6:]}, merged in {'that dtype by timm' if native else 'float64'}"
+        results.append({"model": kind, "dtype": arithmetic, "accepted": bool(report), "ratio": ratio})
+        if not report:
+            print(f"{kind} {dtype}: rejected\n{report}", flush=True)
+    return results
+
+
+def summary(results: list[dict[str, Any]], exact: list[dict[str, Any]]) -> str:
+    parts = []
+    if results:
+        outcomes: dict[str, Counter] = defaultdict(Counter)
+        for row in results:
+            outcomes[row["model"]][row["outcome"]] += 1
+        outcomes["all"] = sum(outcomes.values(), Counter())
+        columns = ("rejected", "invisible", "missed")
+        rows = [[name, *(str(counts[column]) for column in columns)] for name, counts in outcomes.items()]
+        ratios = sorted(row["ratio"] for row in results if row["outcome"] == "rejected")
+        parts += [
+            table(["changes in", *columns], rows),
+            f"Smallest ratio of a rejected change: {ratios[0]:.3g}; median {ratios[len(ratios) // 2]:.3g}; "
+            f"the limit is {LIMIT:g}.",
+        ]
+    if exact:
+        rows = []
+        for dtype in sorted({row["dtype"] for row in exact}):
+            ratios = sorted(row["ratio"] for row in exact if row["dtype"] == dtype)
+            accepted = sum(row["accepted"] for row in exact if row["dtype"] == dtype)
+            at = [ratios[len(ratios) // 2], ratios[int(len(ratios) * 0.99)], ratios[-1]]
+            rows.append([dtype, str(len(ratios)), str(accepted), *(f"{ratio:.3g}" for ratio in at)])
+        parts.append(table(["exact conversions in", "number", "accepted", "median", "99%", "largest ratio"], rows))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", type=int, default=300, help="changes in networks")
+    parser.add_argument("--small", type=int, default=1700, help="changes in single blocks")
+    parser.add_argument("--exact", type=int, default=500, help="exact conversions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="mutations", help="of the files in results/")
+    args = parser.parse_args()
+    exact = run_exact(args.exact)
+    results = run_mutations(args.small, (small(args.seed + i) for i in range(args.small)), 4, args.seed)
+    results += run_mutations(args.networks, networks(), -(-args.networks // 13), args.seed)
+    write(args.name, vars(args), results + exact, summary(results, exact))
+
+
+if __name__ == "__main__":
+    main()
