@@ -32,6 +32,7 @@ from repmlp.layers import ConvNorm, RepMLPv2
 Model = tuple[nn.Module, Callable[[nn.Module], nn.Module], Any]  # training form, conversion, inputs
 #: Smallest change, as a share of the tensor's standard deviation.
 LEAST = 0.05
+IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # for timm's networks
 KINDS = ("sign", "zero the largest", "swap rows", "add a tenth", "drop a tap")
 
 
@@ -102,10 +103,17 @@ def networks() -> Iterator[tuple[str, Model]]:
             if "locality" in name:
                 repmlp.inject_locality(model)
             yield f"{name}, {state}", (train(model, x) if state == "trained" else randomize(model, 0), convert, x)
-    for name in ("test_resnet", "test_efficientnet", "test_byobnet", "repghostnet_050", "mobileone_s0"):
+    thin: dict[str, dict[str, Any]] = {
+        "test_resnet": {},
+        "test_efficientnet": {},
+        "test_byobnet": {},
+        "repvit_m0_9": {"embed_dim": (16, 24, 32, 32), "depth": (1, 1, 1, 1)},
+        "levit_128s": {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)},
+    }
+    for name, arguments in thin.items():
         torch.manual_seed(0)
-        images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        yield f"{name}, randomized", (randomize(timm.create_model(name, num_classes=10), 0), convert_and_fold, images)
+        model = timm.create_model(name, num_classes=10, **arguments)
+        yield f"{name}, randomized", (randomize(model, 0), convert_and_fold, IMAGES)
 
 
 def small(seed: int) -> tuple[str, Model]:
@@ -158,9 +166,8 @@ def convert_natively(model: nn.Module) -> nn.Module:
 
 
 def convert_and_fold(model: nn.Module) -> nn.Module:
-    images = torch.zeros(2, 3, 64, 64)
     forms = repmlp.conversion.iter_reparameterizable(model)
-    return repmlp.fold_norms(repmlp.reparameterize(model) if any(True for _ in forms) else model, images)
+    return repmlp.fold_norms(repmlp.reparameterize(model) if any(True for _ in forms) else model, IMAGES)
 
 
 # Changes
@@ -293,6 +300,7 @@ def main() -> None:
     args = parser.parse_args()
     exact = run_exact(args.exact)
     results = run_mutations(args.small, (small(args.seed + i) for i in range(args.small)), 4, args.seed)
+    write(args.name, vars(args), results + exact, summary(results, exact))
     results += run_mutations(args.networks, networks(), -(-args.networks // 13), args.seed)
     write(args.name, vars(args), results + exact, summary(results, exact))
 

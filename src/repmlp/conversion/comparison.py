@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .contract import iter_reparameterizable
-from .differences import find_differences, paired_modules, translate
-from .probing import GROUPS, MIN_SAMPLES, PROFILES, Calls, Probes, record_calls
+from .differences import find_differences, is_leaf, paired_modules, translate
+from .probing import GROUPS, MIN_SAMPLES, Calls, Probes, record_calls
 from .report import BlockDeviation, is_equal
 from .rounding import LIMIT, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
 
@@ -94,7 +94,7 @@ class Comparison:
             child = f"{name}.{key}".removeprefix(".")
             if child in self.pairs:
                 still += self._visit(child, inside or is_block)
-        if own is not None and own.weights and not _has_children(*self.pairs[name]):
+        if own is not None and own.weights and all(is_leaf(m) for m in self.pairs[name]):
             return [Open((name,), closed=not own.structure)]
         still = self._explain_chains(name, still, inside)
         if name not in self.calls[0].arguments:
@@ -128,13 +128,26 @@ class Comparison:
             if len(members) > 1 and not self._is_all_of(name, members):
                 chains.append(tuple(members))
         for chain in chains:
-            row = self._probe(chain, final=False)
             still = [o for o in still if o.names[0] not in chain]
-            if row is None or not is_equal(row, self.tolerance):
-                still.append(Open(chain, closed=True, row=row))
-            elif not inside:
-                self.rows[chain[0]] = row
+            still += [Open(names, closed=True) for names in self._split(chain, inside)]
         return still
+
+    def _split(self, chain: tuple[str, ...], inside: bool) -> list[tuple[str, ...]]:
+        """Take the shortest parts that are equal out of a chain, and return what is left between them."""
+        left: list[tuple[str, ...]] = []
+        start, last = 0, 0  # end of the last part that is equal
+        while start < len(chain):
+            for end in range(start + 2, len(chain) + 1):
+                row = self._probe(chain[start:end], final=False)
+                if row is not None and is_equal(row, self.tolerance):
+                    if not inside:
+                        self.rows[chain[start]] = row
+                    left.append(chain[last:start])
+                    start = last = end
+                    break
+            else:
+                start += 1
+        return [names for names in (*left, chain[last:]) if names]
 
     def _follower(self, name: str) -> str | None:
         """The one module that takes the output of another as its input, in both models."""
@@ -142,8 +155,8 @@ class Comparison:
         return next(iter(found[0])) if found[0] == found[1] and len(found[0]) == 1 else None
 
     def _is_all_of(self, name: str, chain: list[str]) -> bool:
-        """Whether a module that can be called consists of nothing but a chain."""
-        leaves = {n for n, pair in self.pairs.items() if n.startswith(f"{name}.") and not _has_children(*pair)}
+        """Whether a module that can be called has no other differences than a chain: it is compared instead."""
+        leaves = {n for n in self.differences if n.startswith(f"{name}.")}
         return name in self.calls[0].arguments and leaves == set(chain)
 
     def _called(self, still: Open) -> bool:
@@ -161,7 +174,7 @@ class Comparison:
             args, kwargs, groups = probes.draw()
             a, b = (_run(module, args, kwargs) for module in (modules[0], others[0]))
             if first:
-                exact, needed = largest_deviation(a, b), _rows_needed(a, groups)
+                exact, needed = largest_deviation(a, b), _rows_needed(a, groups, len(probes.profiles))
                 if not final and exact.relative > _HOPELESS:
                     return None
                 native = largest_deviation(*(_run(m, *_as(m, args, kwargs)) for m in (modules[2], others[2])))
@@ -172,7 +185,7 @@ class Comparison:
         if names[0] in self.blocks:
             row = self._with_merged_weights(row, [*modules[:2], *others[:2]])
         if not is_equal(row, self.tolerance) and row.tensor is None:
-            row = replace(row, tensor=self._wrong_tensor(names, modules[:2], others[:2]))
+            row = replace(row, tensor=self._wrong_tensor(row, names, modules[:2], others[:2]))
         return row
 
     def _theirs(self, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -197,10 +210,12 @@ class Comparison:
                         row = replace(row, tensor=_name_of(merged[2][key], modules[2], row.name))
         return row
 
-    def _wrong_tensor(self, names: tuple[str, ...], a: list[nn.Module], b: list[nn.Module]) -> str | None:
+    def _wrong_tensor(
+        self, row: BlockDeviation, names: tuple[str, ...], a: list[nn.Module], b: list[nn.Module]
+    ) -> str | None:
         """The tensor that is wrong, if it is the only one that differs, or one of the two of a conv or FC in ``b``.
 
-        Of those two it is the bias if the modules differ on zeros as well.
+        Of those two it is the bias if the modules differ on zeros too, and the weight if the bias shows and is right.
         """
         inside = [f"{n}." if n else "" for n in names]
         differing = [d for name, d in self.differences.items() if f"{name}.".startswith(tuple(inside))]
@@ -214,11 +229,10 @@ class Comparison:
         (ours, ours_rounded), (other, other_rounded) = ([_run(m, args, kwargs) for m in pair] for pair in (a, b))
         tally = Tally()
         tally.add(ours, other, [(ours, ours_rounded), (other, other_rounded)])
-        return min(theirs) if tally.verdict().ratio > LIMIT else max(theirs)  # "...bias" < "...weight"
-
-
-def _has_children(*modules: nn.Module) -> bool:
-    return any(next(module.children(), None) is not None for module in modules)
+        if tally.verdict().ratio > LIMIT:
+            return min(theirs)  # "...bias" < "...weight"
+        alive = row.channel is not None and tally.norm(row.output, row.channel) > 0  # not cut off by an activation
+        return max(theirs) if alive else None
 
 
 def _chain(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
@@ -238,13 +252,13 @@ def _as(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs))
 
 
-def _rows_needed(output: Any, groups: Tensor | None) -> int:
+def _rows_needed(output: Any, groups: Tensor | None, profiles: int) -> int:
     """Rows of probes until each group of rows and each channel has enough samples."""
     if groups is None:
         return 1
     per_row = min((t[0, 0].numel() for _, t in tensors_of(output) if t.dim() > 1 and t.numel()), default=1)
-    smallest = 2 / len(PROFILES)  # share of rows of the rarest size
-    return max(len(PROFILES), int(MIN_SAMPLES / smallest / max(1, per_row)))
+    rounds = -(-MIN_SAMPLES // (2 * max(1, per_row)))  # the rarest size has two rows of each round
+    return rounds * profiles
 
 
 def _name_of(tensor: Tensor, module: nn.Module, prefix: str) -> str | None:

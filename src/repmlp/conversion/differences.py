@@ -92,6 +92,11 @@ def same_weights(a: Tensor, b: Tensor) -> bool:
     return bool((a.double() - b.double()).abs().le(torch.finfo(dtype).eps * a.double().abs()).all())
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether all weights of a module are its own: a conv, or a norm with an activation in it."""
+    return not any(_has_tensors(child) for child in module.children())
+
+
 def _has_tensors(module: nn.Module) -> bool:
     return any(True for _ in (*module.parameters(), *module.buffers()))
 

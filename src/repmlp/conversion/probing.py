@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from .differences import is_leaf
 from .rounding import tiled
 
-#: Rows of a probe: normal noise, small, as large as what the module sees, or large; as it is, all positive or all
-#: negative, as after an activation. Biases show in small inputs, and units that are seldom active in large ones.
-SMALL, USUAL, LARGE = range(3)
-PROFILES = ((USUAL, 0), (USUAL, 1), (USUAL, -1), (SMALL, 0), (SMALL, 1), (LARGE, 0), (LARGE, 1), (LARGE, -1))
-GROUPS = 3  # sizes, which are judged apart
+#: Rows of a probe: normal noise, an eighth of, as large as, or 8 times as large as what the module sees; as it is, all
+#: positive or all negative, as after an activation. Biases show in small inputs, seldom active units in large ones.
+PROFILES = ((1, 0), (1, 1), (1, -1), (0, 0), (0, 1), (2, 0), (2, 1), (2, -1))
+FACTORS = (1 / 8, 1.0, 8.0)
+GROUPS = 2 * len(FACTORS)  # sizes, which are judged apart
+#: A module that sees larger or smaller inputs is also probed around 1, where its biases are.
+ORDINARY = (1 / 16, 16.0)
 ROWS = 8  # images that calls are recorded with
 MIN_SAMPLES = 16  # numbers per channel and size: a channel's verdict rests on so many or more
 _POOL = 1_048_583  # random numbers that probes are cut from; a prime
@@ -72,7 +75,7 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
 
     try:
         for name, module in modules.items():
-            leaf = next(module.children(), None) is None
+            leaf = is_leaf(module)
             handles.append(module.register_forward_pre_hook(before(name, leaf), with_kwargs=True))
             if leaf:
                 handles.append(module.register_forward_hook(after(name)))
@@ -103,13 +106,15 @@ class Probes:
         self.arguments = arguments
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = 0  # drawn so far
+        self.specs: list[Spec] = [v for v in tree_leaves(arguments) if isinstance(v, Spec)]
+        ordinary = all(ORDINARY[0] <= spec.scale <= ORDINARY[1] for spec in self.specs)
+        around_one = [(len(FACTORS) + size, sign) for size, sign in PROFILES]
+        self.profiles = [*PROFILES, *([] if ordinary else around_one)]
 
     def draw(self) -> tuple[Any, Any, Tensor | None]:
         """The arguments of one call, and the group of each row: its size."""
-        specs: list[Spec] = []
-        tree_map(lambda value: specs.append(value) if isinstance(value, Spec) else None, self.arguments)
-        rows = specs[0].shape[0] if specs and specs[0].shape else 0
-        profiles = [PROFILES[(self.rows + row) % len(PROFILES)] for row in range(rows)]
+        rows = self.specs[0].shape[0] if self.specs and self.specs[0].shape else 0
+        profiles = [self.profiles[(self.rows + row) % len(self.profiles)] for row in range(rows)]
         args, kwargs = tree_map(lambda value: self._fill(value, profiles), self.arguments)
         self.rows += max(1, rows)
         return args, kwargs, torch.tensor([size for size, _ in profiles]) if rows else None
@@ -127,7 +132,7 @@ class Probes:
         x = tiled(_pool(), value.shape, self.generator)
         if not x.dim() or len(x) != len(profiles):
             return (x * value.scale).to(value.device)
-        scales = (min(value.scale, 1.0) / 8, value.scale, max(value.scale, 1.0) * 8)
+        scales = [scale * factor for scale in (value.scale, 1.0) for factor in FACTORS]
         for row, (size, sign) in zip(x, profiles, strict=True):
             row.copy_((row.abs() * sign if sign else row) * scales[size])
         return x.to(value.device)

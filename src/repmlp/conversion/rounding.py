@@ -9,6 +9,7 @@ with each weight moved by one rounding of its own dtype, up or down at random.
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,14 +129,18 @@ def rounded_copy(model: nn.Module, seed: int) -> nn.Module:
     wide = wide_copy(model)
     originals = {**dict(model.named_parameters()), **dict(model.named_buffers(remove_duplicate=False))}
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (_SIGNS,), generator=generator, dtype=torch.int8) * 2 - 1
     for name, tensor in (*wide.named_parameters(), *wide.named_buffers(remove_duplicate=False)):
         dtype = originals[name].dtype
         if dtype.is_floating_point:
             info = torch.finfo(dtype)
             step = (tensor.abs() * (info.eps / 2)).clamp_(min=info.smallest_normal * info.eps / 2)
-            tensor.add_(step.mul_(tiled(signs, tensor.shape, generator).to(tensor.device)))
+            tensor.add_(step.mul_(tiled(_signs(), tensor.shape, generator).to(tensor.device)))
     return wide
+
+
+@cache
+def _signs() -> Tensor:
+    return torch.randint(0, 2, (_SIGNS,), generator=torch.Generator().manual_seed(0), dtype=torch.int8) * 2 - 1
 
 
 def tiled(pool: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -206,6 +211,10 @@ class Tally:
             if ratio > worst.ratio:
                 worst = Verdict(ratio.item(), path, int(channel))
         return worst
+
+    def norm(self, output: str, channel: int) -> float:
+        """Norm of a channel of the first model's outputs."""
+        return self.sums[output][2, :, channel].sum().sqrt().item()
 
     def relative_rounding(self) -> float:
         """The effect of rounding on whole outputs, norm over norm; the largest."""
