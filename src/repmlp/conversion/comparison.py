@@ -94,7 +94,7 @@ class Comparison:
             child = f"{name}.{key}".removeprefix(".")
             if child in self.pairs:
                 still += self._visit(child, inside or is_block)
-        if own is not None and own.weights and all(is_leaf(m) for m in self.pairs[name]):
+        if own is not None and own.weights and not is_block and all(is_leaf(m) for m in self.pairs[name]):
             return [Open((name,), closed=not own.structure)]
         still = self._explain_chains(name, still, inside)
         if name not in self.calls[0].arguments:
@@ -264,5 +264,5 @@ def _rows_needed(output: Any, groups: Tensor | None, profiles: int) -> int:
 def _name_of(tensor: Tensor, module: nn.Module, prefix: str) -> str | None:
     for name, parameter in module.named_parameters():
         if parameter.data_ptr() == tensor.data_ptr():
-            return f"{prefix}.{name}"
+            return f"{prefix}.{name}".removeprefix(".")
     return None

@@ -62,7 +62,8 @@ def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[s
         missing = ours.keys() ^ theirs.keys()
         different = {key for key in ours.keys() & theirs.keys() if not same_weights(ours[key], theirs[key])}
         alone = (child for child in (*a.children(), *b.children()) if id(child) not in paired)
-        structure = bool(missing) or any(_has_tensors(child) for child in alone)
+        parts = (part for child in alone for part in child.modules() if id(part) not in paired)
+        structure = bool(missing) or any(own_tensors(part) for part in parts)
         code = type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
         tensors = tuple(f"{name}.{key}".removeprefix(".") for key in sorted(missing | different))
         if tensors or structure or code:

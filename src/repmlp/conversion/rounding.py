@@ -19,7 +19,7 @@ from .preparation import copied
 
 #: Two models are equal if no channel of an output differs by more than this many times the effect of one random
 #: rounding of the weights. docs/equivalence.md shows what exact conversions need.
-LIMIT = 32.0
+LIMIT = 16.0
 #: Arithmetic in float64 rounds too: this share of a channel's norm always counts as rounding.
 FLOOR = 8 * torch.finfo(torch.float64).eps
 #: Where the effects of rounding cancel by chance, this share of a usual channel's counts instead.

@@ -1,0 +1,192 @@
+"""Which module is named when two models differ, and what a larger module may make up for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import repmlp
+from repmlp.layers import ConvNorm
+from weights import randomize
+
+
+class Net(nn.Module):
+    """A stem that is folded from outside, a block, a residual, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.block = ConvNorm(4, 6, 3)
+        self.act = nn.ReLU()
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = x + self.bn2(self.conv2(x))
+        return self.fc(self.act(self.block(x)).mean((2, 3)))
+
+
+X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return randomize(Net())
+
+
+@pytest.fixture
+def deployed(model):
+    return repmlp.fold_norms(repmlp.reparameterize(model), X)
+
+
+def change(model, name, factor=1.001):
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[1] *= factor
+
+
+def test_norms_that_moved_into_the_layer_before_them_are_compared_with_it(model, deployed):
+    report = repmlp.verify(model, deployed, X)
+    assert report
+    assert [row.name for row in report.blocks] == ["conv1 + bn1", "conv2 + bn2", "block"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "module"),
+    [
+        ("conv1.weight", "conv1 + bn1"),
+        ("conv1.bias", "conv1 + bn1"),
+        ("conv2.weight", "conv2 + bn2"),
+        ("conv2.bias", "conv2 + bn2"),
+        ("block.conv.weight", "block"),
+        ("block.conv.bias", "block"),
+        ("fc.weight", "fc"),
+        ("fc.bias", "fc"),
+    ],
+)
+def test_a_change_is_found_in_its_module_and_tensor(model, deployed, tensor, module):
+    change(deployed, tensor)
+    report = repmlp.verify(model, deployed, X)
+    assert not report
+    assert (report.first_difference.name, report.first_difference.tensor) == (module, tensor)
+    assert f"First difference in {module}, in tensor {tensor}" in str(report)
+
+
+@pytest.mark.parametrize("channel", [0, 3])
+def test_the_worst_channel_is_named(model, deployed, channel):
+    with torch.no_grad():
+        deployed.conv1.weight[channel, 0, 0, 0] += 0.1
+    assert repmlp.verify(model, deployed, X).first_difference.channel == channel
+
+
+def test_of_two_changes_both_are_shown_and_the_first_is_named(model, deployed):
+    change(deployed, "fc.weight")
+    change(deployed, "conv2.weight")
+    report = repmlp.verify(model, deployed, X)
+    assert report.first_difference.name == "conv2 + bn2"
+    assert report.blocks[-1].name == "fc"
+
+
+def test_a_norm_that_was_dropped_is_named(model):
+    broken = copy.deepcopy(model)
+    broken.bn2 = nn.Identity()
+    assert repmlp.verify(model, broken, X).first_difference.name == "bn2"
+
+
+def test_a_change_that_no_unit_passes_on_is_still_found(model, deployed):
+    """All units of the block are dead on the images, so the outputs of the network are the same."""
+    for m in (model.block.bn, deployed.block.conv):
+        with torch.no_grad():
+            m.bias -= 1000
+    change(deployed, "block.conv.weight")
+    report = repmlp.verify(model, deployed, X)
+    assert report.network.float64.relative == 0
+    assert report.first_difference.name == "block"
+
+
+def test_an_error_that_another_makes_up_for_is_none(model, deployed):
+    """Scaling a channel and unscaling it in the next layer changes nothing: both together are compared."""
+
+    class Two(nn.Module):
+        def __init__(self, first, second):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x)))
+
+    a = Two(nn.Linear(4, 5), nn.Linear(5, 3))
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b.first.weight *= 3
+        b.first.bias *= 3
+        b.second.weight /= 3
+    x = torch.randn(8, 4)
+    assert repmlp.verify(a, b, x)
+    with torch.no_grad():
+        b.second.weight[2, 1] *= 1.001
+    report = repmlp.verify(a, b, x)
+    assert not report
+    assert report.network.channel == 2
+
+
+def test_an_attribute_that_differs_is_found_and_one_that_does_not_matter_is_not(model, deployed):
+    deployed.block.conv.note = "not used"
+    deployed.fc.unused = 3
+    assert repmlp.verify(model, deployed, X)
+    deployed.block.conv.padding, deployed.block.conv.dilation = (2, 2), (2, 2)
+    assert repmlp.verify(model, deployed, X).first_difference.name == "block"
+
+
+def test_a_hook_that_changes_an_output_is_found(model, deployed):
+    deployed.act.register_forward_hook(lambda module, args, output: output * 2)
+    assert repmlp.verify(model, deployed, X).first_difference.name == "act"
+
+
+def test_a_layer_that_is_not_used_is_no_difference(model, deployed):
+    for m in (model, deployed):
+        m.unused = nn.Linear(2, 2)
+    assert repmlp.verify(model, deployed, X)
+
+
+def test_names_may_differ(model, deployed):
+    class Renamed(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.stem = nn.Sequential(net.conv1, net.bn1, net.act1)
+            self.body = nn.ModuleDict(dict(net.named_children()))
+
+        def forward(self, x):
+            x, body = self.stem(x), self.body
+            x = x + body["bn2"](body["conv2"](x))
+            return body["fc"](body["act"](body["block"](x)).mean((2, 3)))
+
+    names = {name: f"body.{name}" for name in ("conv2", "bn2", "block", "act", "fc")}
+    names |= {"conv1": "stem.0", "bn1": "stem.1", "act1": "stem.2"}
+    renamed = Renamed(copy.deepcopy(deployed))
+    assert repmlp.verify(model, renamed, X, names=names)
+    change(deployed, "fc.weight")
+    report = repmlp.verify(model, Renamed(deployed), X, names=names)
+    assert (report.first_difference.name, report.first_difference.tensor) == ("fc", "fc.weight")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change"),
+    [(torch.float64, 1e-10), (torch.float32, 0.1), (torch.float16, 0.1), (torch.bfloat16, 0.5)],
+)
+def test_one_weight_of_fc3_is_found_in_every_dtype(dtype, change):
+    """In bfloat16 it drowns in the outputs; the merged weights show it."""
+    torch.manual_seed(0)
+    block = randomize(repmlp.RepMLP(8, 8, (8, 8), (4, 4), (1, 3)).to(dtype))
+    deployed = repmlp.reparameterize(block)
+    assert repmlp.verify(block, deployed)
+    fc3 = deployed.partition_perceptron.fc3
+    with torch.no_grad():
+        fc3.weight[0, 3, 5] += change * fc3.weight.std()
+    first = repmlp.verify(block, deployed).first_difference
+    assert (first.name, first.tensor) == ("whole network", "partition_perceptron.fc3.weight")

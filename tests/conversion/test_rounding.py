@@ -1,0 +1,111 @@
+"""The effect of rounding, on which the verdict rests, is that of rounding."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from compare import assert_same
+from repmlp.conversion import Deviation, deviation
+from repmlp.conversion.rounding import Tally, paired_tensors, rounded_copy, tensors_of, tiled, wide_copy
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_rounded_copy_moves_each_weight_by_half_a_unit_in_the_last_place(dtype):
+    model = nn.Sequential(nn.Linear(300, 40), nn.BatchNorm1d(40)).to(dtype)
+    wide, rounded = wide_copy(model), rounded_copy(model, 0)
+    for name, tensor in wide.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            moved = rounded.state_dict()[name] - tensor
+            info = torch.finfo(dtype)
+            step = (tensor.abs() * info.eps / 2).clamp(min=info.smallest_normal * info.eps / 2)  # subnormal numbers
+            # float64 itself rounds the sum
+            torch.testing.assert_close(moved.abs(), step, rtol=1e-3 if dtype != torch.float64 else 1.1, atol=1e-24)
+    up = (rounded[0].weight > wide[0].weight).double().mean()
+    assert 0.45 < up < 0.55
+    assert not rounded.training
+    assert model[0].weight.dtype == dtype
+
+
+def test_seeds_round_differently_and_the_same_seed_does_not():
+    model = nn.Linear(50, 50)
+    a, b, c = (rounded_copy(model, seed).weight for seed in (0, 0, 1))
+    assert_same(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_tiles_are_longer_than_their_pool():
+    x = tiled(torch.arange(7), torch.Size([3, 9]), torch.Generator().manual_seed(0))
+    assert x.shape == (3, 9)
+    assert torch.equal(x.flatten()[7:14], x.flatten()[:7])
+
+
+def test_tensors_of_nested_outputs():
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        hidden: tuple
+
+    Pair = namedtuple("Pair", ["x", "y"])
+    one = torch.ones(1)
+    output = {"a": [one, None, Output(one, (one, 2.0))], "b": Pair(one, "text")}
+    assert list(dict(tensors_of(output))) == [
+        "['a'][0]",
+        "['a'][2].logits",
+        "['a'][2].hidden[0]",
+        "['a'][2].hidden[1]",
+        "['b'][0]",
+    ]
+    assert list(dict(tensors_of(one.numpy()))) == [""]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ({"x": torch.ones(1), "y": torch.ones(1)}, {"x": torch.ones(1)}, "outputs differ in structure"),
+        (torch.ones(2), torch.ones(3), r"outputs differ in shape, \[2\] and \[3\]"),
+    ],
+)
+def test_outputs_that_do_not_belong_together(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        list(paired_tensors(a, b))
+
+
+def test_one_tensor_belongs_to_a_list_of_one():
+    assert len(list(paired_tensors(torch.ones(2), [torch.ones(2)]))) == 1
+
+
+def test_deviation():
+    assert deviation(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == Deviation(maximum=0.5, relative=0.1)
+    assert deviation(torch.ones(2), torch.tensor([1.0, float("nan")])).relative == float("inf")
+    assert deviation(torch.zeros(2), torch.ones(2)).relative == float("inf")
+    with pytest.raises(ValueError, match="outputs differ in shape"):
+        deviation(torch.ones(1, 2), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 3, 3), (8, 7, 5)])
+def test_the_verdict_is_that_of_the_worst_channel(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    axis = 2 if len(shape) == 3 else 1
+    noise, error = (1e-8 * torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    channel = [1.0] * 5
+    channel[3] = 100.0
+    error = error * torch.tensor(channel).view([-1 if i == axis else 1 for i in range(len(shape))])
+    tally = Tally()
+    tally.add(x, x + error, [(x, x + noise)])
+    verdict = tally.verdict()
+    assert verdict.channel == 3
+    assert 50 < verdict.ratio < 200
+
+
+def test_small_inputs_are_judged_apart_from_large_ones():
+    """An error that is the same for all inputs drowns in the rounding of the large ones."""
+    x = torch.randn(8, 5, dtype=torch.float64) * torch.tensor([1.0, 1e6] * 4).view(8, 1)
+    tally = Tally(groups=2)
+    tally.add(x, x + 1e-3, [(x, x * (1 + 1e-7))], groups=torch.tensor([0, 1] * 4))
+    assert tally.verdict().ratio > 1000
+    together = Tally()
+    together.add(x, x + 1e-3, [(x, x * (1 + 1e-7))])
+    assert together.verdict().ratio < 1
