@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
+from .auto_augment import check_policy, finish_policy
 from .decoding import standardize
 
 
@@ -44,9 +45,14 @@ def train_transform(
         hflip: probability of a horizontal flip.
         auto_augment: a policy of AutoAugment, RandAugment or AugMix, by timm's name for it.
         random_erasing: probability that a rectangle is erased.
+
+    Raises:
+        ValueError: for a policy that timm does not have.
     """
     size = data_config["input_size"]
     keys = ("mean", "std", "interpolation")
+    if auto_augment:
+        check_policy(auto_augment)
     timms = create_transform(
         size,
         is_training=True,
@@ -58,6 +64,8 @@ def train_transform(
         **{key: data_config[key] for key in keys},
     )
     to_size, policy, to_tensor = timms
+    if auto_augment:
+        finish_policy(auto_augment, policy.transforms[0], "L" if size[0] == 1 else "RGB")
     if augment != "resized-crop":
         to_size = transforms.Compose(_eval_steps(data_config, normalize=False)[:-1])
     if augment == "pad-crop":
