@@ -307,7 +307,7 @@ def test_a_network_without_token_mixing_fcs():
 def test_a_mixer_whose_hidden_width_is_no_multiple_of_its_tokens():
     model = timm.create_model("mixer_b16_224", device="meta")
     refused(
-        model, r"blocks\.0\.mlp_tokens\.fc1: 384 outputs are no multiple of the 196 tokens of a 14x14 grid, so they"
+        model, r"blocks\.0\.mlp_tokens\.fc1: 384 outputs are not a multiple of the 196 tokens of a 14x14 grid, so they"
     )
     refused(model, "build the network with a width of 196 or 392 there")
 
@@ -318,7 +318,7 @@ def test_a_grid_that_is_not_that_of_the_model():
     )
     refused(small("ResMLP"), "the grid 4x4 does not match the model", grid=4)
     refused(
-        OneTokenMore(), r"mixers\.0: 13 inputs are no multiple of the 16 tokens of a 4x4 grid", layers=NAMES, grid=4
+        OneTokenMore(), r"mixers\.0: 13 inputs are not a multiple of the 16 tokens of a 4x4 grid", layers=NAMES, grid=4
     )
     refused(OneTokenMore(), "mixers.0: 13 inputs .*: pass class_token=True if the first", layers=NAMES, grid=(3, 4))
     refused(OneTokenMore(), r"the grid .* of this OneTokenMore is not known: pass grid=\(H, W\)", layers=NAMES)
@@ -333,10 +333,10 @@ def test_a_layer_that_is_not_there_or_is_no_fc_over_tokens():
         layers=["blocks.0.linear_token"],
     )
     refused(model, r"has no layer 'xyz': model\.named_modules\(\) lists what it has", layers=["xyz"])
-    refused(model, r"^blocks\.0: ResBlock is no FC over tokens", layers=["blocks.0"])
-    refused(model, r"^stem\.proj: Conv2d is no FC over tokens", layers=["blocks.0.linear_tokens", "stem.proj"])
-    refused(model, "^head: 16 inputs are no multiple of the 12 tokens", layers=["blocks.0.linear_tokens", "head"])
-    refused(nn.ReLU(), "^the model: ReLU is no FC over tokens", layers=[""], grid=2)
+    refused(model, r"^blocks\.0: ResBlock is not an FC over tokens", layers=["blocks.0"])
+    refused(model, r"^stem\.proj: Conv2d is not an FC over tokens", layers=["blocks.0.linear_tokens", "stem.proj"])
+    refused(model, "^head: 16 inputs are not a multiple of the 12 tokens", layers=["blocks.0.linear_tokens", "head"])
+    refused(nn.ReLU(), "^the model: ReLU is not an FC over tokens", layers=[""], grid=2)
 
 
 def test_kernels_that_do_not_fit():

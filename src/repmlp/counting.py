@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model, as the papers count them."""
+"""Parameters and multiply-adds of a model, counted as in the papers."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ from .conversion.equivalence import example_inputs
 
 @dataclass(frozen=True)
 class Complexity:
-    """``macs`` are multiply-adds of convs and matrix products for one image (the papers write FLOPs for them)."""
+    """Parameters, and multiply-adds (``macs``, FLOPs in the papers) of convs and matrix products for one image."""
 
     params: int
     macs: int
@@ -24,11 +24,11 @@ class Complexity:
 
 @torch.no_grad()
 def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Complexity:
-    """Count on a copy without memory: nothing is computed, and ``model`` is not changed.
+    """Count parameters and multiply-adds on a meta-device copy: computes nothing and leaves ``model`` as it is.
 
     Args:
         model: any module.
-        input_size: (C, H, W); by default what the model states.
+        input_size: (C, H, W); by default that of the model's pretrained_cfg.
     """
     ghost = copy.deepcopy(model).to("meta").eval()
     x = example_inputs(model, batch_size=1) if input_size is None else torch.empty(1, *input_size)
@@ -40,17 +40,17 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
 
 
 def batch_norms(model: nn.Module) -> dict[str, int]:
-    """Where a model has batch norms, and how many: ``{"stages.*.*.norm": 12}``, numbers in names as stars."""
-    places: dict[str, int] = {}
+    """Number of batch norms by name, with numbers replaced by stars: ``{"stages.*.*.norm": 12}``."""
+    counts: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            place = re.sub(r"\b\d+\b", "*", name)
-            places[place] = places.get(place, 0) + 1
-    return places
+            pattern = re.sub(r"\b\d+\b", "*", name)
+            counts[pattern] = counts.get(pattern, 0) + 1
+    return counts
 
 
 def layer_kinds(model: nn.Module) -> dict[str, int]:
-    """How many layers with weights of each kind a model has: ``{"Conv2d": 7, "Linear": 9, ...}``."""
+    """Number of layers with parameters, by class: ``{"Conv2d": 7, "Linear": 9, ...}``."""
     kinds: dict[str, int] = {}
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):

@@ -57,5 +57,5 @@ def test_dtype_and_device_stay(dtype):
 
 
 def test_one_bit_is_refused():
-    with pytest.raises(ValueError, match="1 bits hold zero only"):
+    with pytest.raises(ValueError, match="1 bits hold only zero"):
         fake_quantize(torch.randn(2, 3), bits=1)

@@ -165,7 +165,7 @@ def test_merged_it_is_the_plain_layer_that_it_was(fc, case):
     layer.reparameterize()
     assert type(layer) is type(plain)
     assert layer.state_dict().keys() == plain.state_dict().keys()
-    assert vars(layer).keys() == {*vars(plain), "deploy"}
+    assert vars(layer).keys() == {*vars(plain), "deploy", "locality_merged"}
     assert list(layer.modules()) == [layer]
     assert layer.weight is weight
     assert layer.bias is bias
@@ -250,25 +250,45 @@ def test_under_autocast_it_gives_what_the_fc_gives():
 @pytest.mark.parametrize(
     ("fc", "arguments", "message"),
     [
-        (nn.ReLU(), {}, r"ReLU is no FC over tokens: name layers of type nn\.Linear, nn\.Conv1d with kernel size 1"),
-        (nn.Bilinear(T, T, T), {}, "Bilinear is no FC over tokens"),
+        (
+            nn.ReLU(),
+            {},
+            r"ReLU is not an FC over tokens: name layers of type nn\.Linear, nn\.Conv1d with",
+        ),
+        (nn.Bilinear(T, T, T), {}, "Bilinear is not an FC over tokens"),
         (nn.modules.linear.NonDynamicallyQuantizableLinear(T, T), {}, r"subclasses may compute something else"),
-        (nn.Conv1d(T, T, 3, padding=1), {}, "a Conv1d of kernel size 3 is no FC over tokens: only one of size 1 is"),
-        (nn.Linear(T, T, bias=False), {}, "it has no bias, and the batch norms beside it would leave one"),
+        (
+            nn.Conv1d(T, T, 3, padding=1),
+            {},
+            "a Conv1d of kernel size 3 is not an FC over tokens: use one of",
+        ),
+        (
+            nn.Linear(T, T, bias=False),
+            {},
+            "it has no bias, so the original network could not hold the bias",
+        ),
         (nn.Linear(T, T), {"grid": (0, 4)}, "the grid 0x4 must be positive"),
-        (nn.Linear(T, 20), {}, r"20 outputs are no multiple of the 12 tokens of a 3x4 grid.* width of 12 or 24 there"),
-        (nn.Linear(5, T), {}, r"5 inputs are no multiple of the 12 tokens of a 3x4 grid.* width of 12 or 24 there"),
-        (nn.Linear(T + 1, T + 1), {}, "13 inputs are no multiple .* grid: pass class_token=True if the first one is a"),
-        (nn.Linear(T, T), {"class_token": True}, "12 inputs are no multiple of the 12 tokens .* and a class token"),
-        (nn.Linear(1, T), {"class_token": True}, "1 inputs are no multiple of the 12 tokens"),
+        (
+            nn.Linear(T, 20),
+            {},
+            r"20 outputs are not a multiple of the 12 tokens of a 3x4 grid.* width of 12 or 24",
+        ),
+        (nn.Linear(5, T), {}, r"5 inputs are not a multiple of the 12 tokens of a 3x4 grid.* width of 12 or 24 there"),
+        (
+            nn.Linear(T + 1, T + 1),
+            {},
+            "13 inputs are not a multiple .* grid: pass class_token=True if the first one",
+        ),
+        (nn.Linear(T, T), {"class_token": True}, "12 inputs are not a multiple of the 12 tokens .* and a class token"),
+        (nn.Linear(1, T), {"class_token": True}, "1 inputs are not a multiple of the 12 tokens"),
         (nn.Linear(T, T), {"grid": (2, 3)}, "it maps 2 maps of the 2x3 grid to 2, and one side .* is a single map"),
         (nn.Linear(T, T), {"kernel_sizes": (5,)}, "kernel 5x5 is larger than the 3x4 map .*: use a smaller"),
         (nn.Linear(T, T), {"kernel_sizes": ((5, 1),)}, "kernel 5x1 is larger than the 3x4 map"),
         (nn.Linear(T, T), {"kernel_sizes": (2,)}, "kernel 2x2 is even"),
         (nn.Linear(T, T), {"kernel_sizes": (1, 1)}, "must name one or more kernels, each of them once"),
         (nn.Linear(T, T), {"kernel_sizes": ()}, "must name one or more kernels"),
-        (GroupedLinear(26, 26, 2), {"class_token": True}, "an FC of 2 groups has no place for a class token"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(T, T)), {}, "ParametrizedLinear is no FC over tokens"),
+        (GroupedLinear(26, 26, 2), {"class_token": True}, "an FC of 2 groups cannot have a class token"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(T, T)), {}, "ParametrizedLinear is not an FC over tokens"),
         (prune.random_unstructured(nn.Linear(T, T), "weight", 0.5), {}, "its weight is computed from others"),
     ],
 )
@@ -293,5 +313,5 @@ def test_a_weight_that_is_stored_transposed_is_refused():
             super().__init__()
             self.weight, self.bias = nn.Parameter(torch.eye(T)), nn.Parameter(torch.zeros(T))
 
-    with pytest.raises(ValueError, match="Transposed is no FC over tokens"):
+    with pytest.raises(ValueError, match="Transposed is not an FC over tokens"):
         inject(Transposed())

@@ -11,8 +11,8 @@ from torch import Tensor
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, by_rows: bool = False) -> Tensor:
     """Apply one FC per group: ``y[m, k*Q+q] = sum_i weight[k, q, i] * x[m, k*I+i] + bias[k*Q+q]``.
 
-    The groups are the batch axis of one batched matrix product. (A 1x1 conv with g groups computes
-    the same, and is what the authors' code runs; the paper itself calls it inefficient.)
+    One batched matrix product; the groups are the batch axis. (The authors' code runs a 1x1 conv with g
+    groups, which computes the same; the paper itself calls it inefficient.)
 
     Args:
         x: (M, g*I).
@@ -35,4 +35,4 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, by_row
         x = x.reshape(M, g, I).permute(1, 2, 0)  # (g, I, M), a view
         y = torch.bmm(weight, x)  # (g, Q, I) @ (g, I, M) -> (g, Q, M); this order is the faster one with few rows
         y = y.permute(2, 0, 1).reshape(M, g * Q)
-    return y if bias is None else y + bias.to(y.dtype)  # under autocast y is coarser, and stays so, as in nn.Linear
+    return y if bias is None else y + bias.to(y.dtype)  # under autocast, y keeps its narrower dtype, as in nn.Linear

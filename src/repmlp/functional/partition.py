@@ -1,4 +1,4 @@
-"""The partition map and its inverse (RepMLP v1, section 3.1): pure re-arrangements of memory.
+"""The partition map and its inverse (RepMLP v1, section 3.1): they only rearrange memory.
 
 N batch, C channels, H,W feature map, h,w partition, P = ceil(H/h) * ceil(W/w) partitions per channel.
 """
@@ -14,20 +14,20 @@ def pad_to_multiple(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def partition_map(x: Tensor, size: tuple[int, int], pad: bool = False) -> Tensor:
-    """Cut a feature map into partitions that do not overlap, and put them on the batch axis.
+    """Cut a feature map into non-overlapping partitions, stacked on the batch axis.
 
     Partition ``n*P + i*(W/w) + j`` holds ``x[n, :, i*h:(i+1)*h, j*w:(j+1)*w]``.
 
     Args:
         x: feature map (N, C, H, W).
         size: (h, w) of a partition.
-        pad: zero-pad at the bottom and right where ``size`` does not divide (H, W).
+        pad: zero-pad the bottom and the right if ``size`` does not divide (H, W).
 
     Returns:
         The partition map (N*P, C, h, w).
 
     Raises:
-        ValueError: if ``size`` does not divide (H, W) and ``pad`` is off.
+        ValueError: if ``size`` does not divide (H, W) and ``pad`` is False.
     """
     h, w = size
     if pad:
@@ -43,11 +43,11 @@ def partition_map(x: Tensor, size: tuple[int, int], pad: bool = False) -> Tensor
 
 
 def unpartition_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The exact inverse of :func:`partition_map`: what was padded is cropped away.
+    """The inverse of :func:`partition_map`; crops the padding.
 
     Args:
         x: partition map (N*P, C, h, w).
-        size: (H, W) of the feature map before it was cut (and before any padding).
+        size: (H, W) of the feature map, without padding.
 
     Returns:
         The feature map (N, C, H, W).
@@ -67,6 +67,6 @@ def unpartition_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     x = x.reshape(N, rows, cols, C, h, w)  # (N, H/h, W/w, C, h, w)
     x = x.permute(0, 3, 1, 4, 2, 5)  # (N, C, H/h, h, W/w, w)
     x = x.reshape(N, C, rows * h, cols * w)
-    if (rows * h, cols * w) == (H, W):  # a slice of everything is not free: exporters keep it, and copy what follows
+    if (rows * h, cols * w) == (H, W):  # a slice of everything is not free: exporters keep it as a copy
         return x
     return x[:, :, :H, :W]  # (N, C, H, W)

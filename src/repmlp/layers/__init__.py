@@ -1,4 +1,4 @@
-"""The parts of a RepMLP block and the block itself, each in training form and in deploy form."""
+"""The RepMLP blocks and their parts, each with a training form and a deploy form."""
 
 from .conv_norm import ConvNorm
 from .grouped_linear import GroupedLinear

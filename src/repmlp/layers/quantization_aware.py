@@ -2,15 +2,15 @@
 
 M rows of the partition map, C/O channels in/out, h,w partition, g groups.
 
-In int8 the deployed FC3 has the kernel Q(W) instead of W, W the merged kernel and Q the rounding.
-With BN in eval mode the branches of a block compute ``W m + b`` of their partition map m, so
+In int8, the deployed FC3 has the kernel Q(W) instead of the merged kernel W; Q rounds. With BN in eval
+mode, the branches of a block compute ``W m + b`` of their partition map m, so
 
     Q(W) m + b = branches(m) + (Q(W) - W) m
 
-and that is how it is computed here: the error that rounding will make is added to what the branches
-give. It is a constant kernel, from ``equivalent_fc3()``. So the gradient of every branch's parameters
-is that of W in the straight-through estimator, and the gradient of m is that of Q(W): exactly what
-an FC with the kernel ``fake_quantize(W)`` would give, without a merge that keeps its graph.
+This file computes the right-hand side: it adds the rounding error, with a constant kernel from
+``equivalent_fc3()``, to the output of the branches. The parameters of the branches then get the
+straight-through gradient of W, and m gets the gradient of Q(W): the same as from an FC with the kernel
+``fake_quantize(W)``, but without a merge that keeps its graph.
 """
 
 from functools import partial
@@ -27,21 +27,21 @@ from .repmlp_v2 import RepMLPv2
 
 
 def add_fake_quant_hooks(model: nn.Module, bits: int = 8) -> list[RemovableHandle]:
-    """From now on all RepMLP blocks of ``model`` compute as if FC3, merged, had been rounded to integers.
+    """Make all RepMLP blocks of ``model`` compute as if the merged FC3 were rounded to integers, with forward hooks.
 
     Symmetric, one scale per group and output of FC3 (:func:`~repmlp.functional.fake_quantize`). For
-    training, freeze the batch norms (:func:`set_bn_eval`): the kernel is merged with their running
-    statistics. Parameters and state dict stay what they are, and a block may be converted meanwhile.
+    training, call :func:`set_bn_eval` first: the kernel is merged with BN's running statistics.
+    Parameters and state dict do not change, and blocks may be converted while hooked.
 
     Args:
         model: a block, or a network with blocks in it.
         bits: of the integers.
 
     Returns:
-        Handles, one a block: ``handle.remove()`` ends it.
+        One handle per block; ``handle.remove()`` ends it.
 
     Raises:
-        ValueError: if there is no RepMLP block in the model.
+        ValueError: if the model has no RepMLP block.
     """
     return [
         block.partition_perceptron.register_forward_hook(partial(_add_rounding_error, block, bits))
@@ -50,14 +50,14 @@ def add_fake_quant_hooks(model: nn.Module, bits: int = 8) -> list[RemovableHandl
 
 
 def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
-    """The blocks that have an FC3.
+    """The blocks with an FC3.
 
     Raises:
         ValueError: if there is none.
     """
     blocks = [module for module in model.modules() if isinstance(module, RepMLP | RepMLPv2)]
     if not blocks:
-        raise ValueError(f"there is no RepMLP block in this {type(model).__name__}, so no FC3 to round")
+        raise ValueError(f"this {type(model).__name__} has no RepMLP block, so there is no FC3 to round")
     return blocks
 
 
@@ -77,7 +77,7 @@ def _add_rounding_error(
 
 
 def set_bn_eval(model: nn.Module) -> None:
-    """Put all batch norms into eval mode: from now on they are the affine maps that a conversion folds.
+    """Put all batch norms into eval mode: they then compute the affine maps that a conversion merges.
 
     Their weights and biases still learn. ``model.train()`` undoes it.
     """

@@ -1,4 +1,4 @@
-"""Batch statistics over all processes, on a CPU too, where torch.nn.SyncBatchNorm does not go."""
+"""Batch statistics over all processes, also on a CPU, which torch.nn.SyncBatchNorm does not support."""
 
 from typing import Any, cast
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 def convert_sync_batchnorm(model: nn.Module, processes: int, device: torch.device) -> nn.Module:
-    """Let every BN of a model take the statistics of the whole batch, whatever part of it each process has.
+    """Make every BN of a model use the statistics of the whole batch, over all processes.
 
-    A block with such a BN computes its branches; it never takes the statistics from moments.
+    A block with such a BN always runs its branches: batch_statistics="moments" is ignored.
 
     Args:
-        model: changed in place, or replaced: use what is returned. Its state-dict keys stay.
-        processes: of one there is nothing to do.
-        device: that the model runs on.
+        model: changed in place or replaced, so use the return value. State-dict keys stay.
+        processes: how many there are; with 1 the model is returned unchanged.
+        device: the model's device.
 
     Raises:
-        ValueError: for a BN of a class of its own, on a device other than a GPU.
+        ValueError: for a subclass of BN, unless on a GPU.
     """
     if processes == 1:
         return model
@@ -29,14 +29,16 @@ def convert_sync_batchnorm(model: nn.Module, processes: int, device: torch.devic
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
                 setattr(parent, name, SyncNorm.of(cast(nn.BatchNorm2d, child)))
             elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(f"sync_bn knows no {type(child).__name__} on {device.type}: train without it")
+                raise ValueError(
+                    f"sync_bn does not support {type(child).__name__} on {device.type}: train without sync_bn"
+                )
     return model
 
 
 class _MeanOfProcesses(torch.autograd.Function):
-    """The mean of a tensor over all processes; each of them gets it, and the mean of their gradients.
+    """The mean of a tensor over all processes, and in the backward pass the mean of their gradients.
 
-    What a process adds to the loss of all is its own loss, and DDP takes the mean of the processes' losses.
+    That is the gradient of the mean of the processes' losses, which is what DDP minimizes.
     """
 
     @staticmethod
@@ -51,7 +53,7 @@ class _MeanOfProcesses(torch.autograd.Function):
 
 
 class SyncNorm(nn.modules.batchnorm._BatchNorm):
-    """BN of the union of all processes' batches, which have the same size."""
+    """BN over the batches of all processes, which must have the same size."""
 
     @classmethod
     def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncNorm":
@@ -61,7 +63,7 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"a batch norm wants (N, C, ...), got {tuple(input.shape)}")
+            raise ValueError(f"expected an input of shape (N, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
@@ -81,7 +83,7 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
         running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if running_mean is None or running_var is None or batches is None:
             return
-        n = here * torch.distributed.get_world_size()  # values of a channel
+        n = here * torch.distributed.get_world_size()  # values per channel
         batches.add_(1)
         momentum = self.momentum if self.momentum is not None else 1 / float(batches)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)

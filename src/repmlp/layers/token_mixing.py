@@ -1,9 +1,9 @@
-"""An FC that mixes the tokens of a grid, trained with convs beside it.
+"""An FC that mixes the tokens of a grid, trained with convs in parallel.
 
-ResMLP, gMLP and MLP-Mixer mix tokens with an FC that all channels share. Of each channel it takes the tokens of an
-H x W grid in row-major order, which is a map of one channel, and it gives such a map, or r of them. A conv on maps is
-an FC too: so this FC can train with a Local Perceptron beside it and take that up afterwards, as FC3 of a RepMLP block
-does (v1, sections 3.3 and 3.4). The papers do not do so; the maths is theirs.
+ResMLP, gMLP and MLP-Mixer mix tokens with an FC that all channels share. For each channel, the tokens of an H x W
+grid in row-major order form a map of one channel, which the FC maps to one or r such maps. A conv on maps is an FC
+too. So this FC can train with a Local Perceptron in parallel that is merged into it afterwards, as into FC3 of a
+RepMLP block (v1, sections 3.3 and 3.4). The papers do not do this; the maths is theirs.
 
 N images, C channels that share the FC, H,W grid, T = H*W tokens, g groups, I/O maps in/out of all groups, K kernel.
 """
@@ -22,7 +22,7 @@ from .perceptrons import LocalPerceptron
 
 
 class TokenMixing(nn.Module):
-    """``FC(x) + sum_K BN(conv_K(x))``, where FC is a layer that was a plain one and will be one again.
+    """``FC(x) + sum_K BN(conv_K(x))``, where FC was a plain layer and becomes one again.
 
     A temporary form of a plain FC. Do not construct it: :func:`attach_local_perceptron_` converts an existing FC in
     place, keeping its parameters. The FC sees a class token in front of the grid's tokens, the convs do not.
@@ -31,11 +31,11 @@ class TokenMixing(nn.Module):
 
     Attributes:
         grid: (H, W).
-        class_token: whether the first token is none of the grid.
+        class_token: whether the first token is not of the grid.
         local_perceptron: the convs and their BNs.
     """
 
-    fc_type: type[nn.Module]  # what it was and will be
+    fc_type: type[nn.Module]  # the class of the plain FC
     token_axis = -1
     grid: tuple[int, int]
     class_token: bool
@@ -46,7 +46,7 @@ class TokenMixing(nn.Module):
         return super().forward(x) + self._local(x)
 
     def _local(self, x: Tensor) -> Tensor:
-        """The sum of the branches; nothing for a class token."""
+        """The sum of the branches; zero for a class token."""
         (H, W), local = self.grid, self.local_perceptron
         I, O = local.in_channels, local.out_channels
         x = x.movedim(self.token_axis, -1)[..., int(self.class_token) :]  # (N, C, I*T)
@@ -56,7 +56,7 @@ class TokenMixing(nn.Module):
         branch: Any
         for branch in local.branches.values():
             # All channels share the kernel, as if the branch ran on (N*C, I, H, W). One conv of C groups computes the
-            # same, and does not suffer from maps of one channel.
+            # same, and is faster than convs on maps of one channel.
             conv = branch.conv
             z = F.conv2d(maps, conv.weight.repeat(C, 1, 1, 1), padding=conv.padding, groups=C * conv.groups)
             z = branch.bn(z.reshape(-1, O, H, W))  # (N*C, O, H, W)
@@ -66,10 +66,10 @@ class TokenMixing(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge the convs and BNs into the FC, and become the plain FC that this layer was, in place.
+        """Merge the convs and BNs into the FC, and turn into the plain FC again, in place.
 
-        The type changes back, as that of PyTorch's lazy modules does when they have their shape: so that a network has
-        its original layers and state-dict keys again, and whoever holds this module or its parameters holds the FC.
+        The class changes back, as that of PyTorch's lazy modules does: the network has its original layers and
+        state-dict keys again, and references to this module or its parameters stay valid.
         """
         fc: Any = self
         (H, W), first, local = self.grid, int(self.class_token), self.local_perceptron
@@ -88,7 +88,7 @@ class TokenMixing(nn.Module):
 
 
 class TokenMixingLinear(TokenMixing, nn.Linear):
-    """An FC on the last axis, as timm's networks have it: x is (N, C, I*T)."""
+    """An FC on the last axis, as in timm's networks: x is (N, C, I*T)."""
 
     fc_type = nn.Linear
 
@@ -112,7 +112,7 @@ _CLASSES: dict[type[nn.Module], type[TokenMixing]] = {
 
 
 def grouped_weight(fc: Any) -> Tensor:
-    """The weight of any such FC as (g, outputs of a group, inputs of a group), a view."""
+    """A view of the FC's weight as (g, outputs per group, inputs per group)."""
     groups = getattr(fc, "groups", 1)
     return fc.weight.view(groups, len(fc.bias) // groups, -1)
 
@@ -120,16 +120,16 @@ def grouped_weight(fc: Any) -> Tensor:
 def build_local_perceptron(
     fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3), class_token: bool = False
 ) -> LocalPerceptron:
-    """A Local Perceptron that fits beside an FC over tokens; it starts as zero, since the weights of its BNs do.
+    """Build a Local Perceptron to run in parallel with an FC over tokens. Its output is zero at first: BN weights are.
 
     Args:
         fc: an ``nn.Linear``, ``nn.Conv1d`` of kernel size 1 or :class:`GroupedLinear`, with a bias.
         grid: (H, W) of the tokens.
         kernel_sizes: of the convs, ints or (kh, kw), odd and not larger than the grid.
-        class_token: whether there is one in front, in and out.
+        class_token: whether a class token precedes the grid, in input and output.
 
     Raises:
-        ValueError: if ``fc`` is no such layer, or sizes do not fit.
+        ValueError: if ``fc`` is not such a layer, or sizes do not fit.
     """
     H, W = grid
     _check_layer(fc)
@@ -138,7 +138,7 @@ def build_local_perceptron(
     weight = grouped_weight(fc)
     groups, outputs, inputs = weight.shape
     if groups > 1 and class_token:
-        raise ValueError(f"an FC of {groups} groups has no place for a class token: keep it out of the layer")
+        raise ValueError(f"an FC of {groups} groups cannot have a class token: keep it out of the layer")
     I, O = (_maps(width, side, grid, class_token) for width, side in ((inputs, "inputs"), (outputs, "outputs")))
     if min(I, O) > 1:
         raise ValueError(
@@ -155,11 +155,11 @@ def build_local_perceptron(
 def attach_local_perceptron_(
     fc: nn.Module, local: LocalPerceptron, grid: tuple[int, int], class_token: bool = False
 ) -> None:
-    """Make an FC the layer that computes ``FC(x) + local(x)``, in place: its parameters and their names stay.
+    """Make an FC compute ``FC(x) + local(x)``, in place. Its parameters and their names stay.
 
     Args:
-        fc: to change; :meth:`TokenMixing.reparameterize` changes it back.
-        local: made by :func:`build_local_perceptron` for ``fc`` and the same ``grid`` and ``class_token``.
+        fc: the FC; :meth:`TokenMixing.reparameterize` turns it back into a plain one.
+        local: built by :func:`build_local_perceptron` for ``fc`` and the same ``grid`` and ``class_token``.
     """
     made: Any = fc
     made.grid, made.class_token, made.local_perceptron, made.deploy = grid, class_token, local, False
@@ -172,32 +172,34 @@ def _check_layer(fc: Any) -> None:
         raise ValueError("it has a Local Perceptron already: reparameterize the model first, or name other layers")
     if type(fc) not in _CLASSES:
         raise ValueError(
-            f"{kind} is no FC over tokens: name layers of type nn.Linear, nn.Conv1d with kernel size 1, "
+            f"{kind} is not an FC over tokens: name layers of type nn.Linear, nn.Conv1d with kernel size 1, "
             f"or repmlp.layers.GroupedLinear (subclasses may compute something else)"
         )
     if isinstance(fc, nn.Conv1d) and (fc.kernel_size, fc.stride, fc.padding) != ((1,), (1,), (0,)):
-        raise ValueError(f"a Conv1d of kernel size {fc.kernel_size[0]} is no FC over tokens: only one of size 1 is")
+        raise ValueError(
+            f"a Conv1d of kernel size {fc.kernel_size[0]} is not an FC over tokens: use one of kernel size 1"
+        )
     if not isinstance(fc.weight, nn.Parameter):
         raise ValueError("its weight is computed from others (weight norm, pruning): make that permanent first")
     if fc.bias is None:
         raise ValueError(
-            "it has no bias, and the batch norms beside it would leave one, which the original network has no place "
-            "for: build the network with a bias there"
+            "it has no bias, so the original network could not hold the bias that the batch norms leave: "
+            "build the network with a bias there"
         )
 
 
 def _maps(width: int, side: str, grid: tuple[int, int], class_token: bool) -> int:
-    """How many maps of the grid so many inputs or outputs are."""
+    """How many maps of the grid ``width`` inputs or outputs hold."""
     T, tokens = grid[0] * grid[1], width - class_token
     if tokens > 0 and tokens % T == 0:
         return tokens // T
-    but = f"{width} {side} are no multiple of the {T} tokens of a {grid[0]}x{grid[1]} grid"
+    but = f"{width} {side} are not a multiple of the {T} tokens of a {grid[0]}x{grid[1]} grid"
     if class_token:
         raise ValueError(f"{but} and a class token: pass the grid of its tokens, and class_token=False if it has none")
     if width % T == 1 and width > T:
         raise ValueError(f"{but}: pass class_token=True if the first one is a class token")
     fitting = f"{max(1, width // T) * T} or {(max(1, width // T) + 1) * T}"
     raise ValueError(
-        f"{but}, so they are no maps of it: build the network with a width of {fitting} there, "
+        f"{but}, so they are not maps of it: build the network with a width of {fitting} there, "
         f"or pass the grid that its tokens form"
     )

@@ -1,6 +1,6 @@
 """timm's contract for a network that is a sequence of stages and a classifier head.
 
-A family sets ``stages``, ``norm``, ``head``, ``feature_info`` and calls nothing else: classification,
+A subclass only has to set ``stages``, ``norm`` and ``feature_info``, and to call ``_init_head``: classification,
 feature pyramids, intermediates, checkpointing and fine-tuning then work as for timm's own models.
 """
 
@@ -21,7 +21,7 @@ class StagedModel(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
-        # Typed here, since TorchScript cannot read such types in the class body.
+        # Annotated here: TorchScript cannot read these types in the class body.
         self.feature_info: list[dict[str, Any]] = []
         self.stages: nn.Sequential = nn.Sequential()
         self.norm: nn.Module = nn.Identity()
@@ -51,7 +51,7 @@ class StagedModel(nn.Module):
         self.head.reset(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images -> the last feature map (N, C, H, W), not pooled."""
+        """The last feature map (N, C, H, W) of images, not pooled."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.stages, x)
         else:
@@ -59,7 +59,7 @@ class StagedModel(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last feature map -> logits, or the pooled features with ``pre_logits``."""
+        """The logits of the last feature map, or its pooled features with ``pre_logits``."""
         return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,18 +74,18 @@ class StagedModel(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of the stages, as every timm model gives them.
+        """The feature maps of the stages, as in timm's models.
 
         Args:
             x: images.
-            indices: the last n stages if an int, all if None, else which.
-            norm: apply the final norm to the last stage's map.
-            stop_early: run no stage behind the last one that is wanted.
-            output_fmt: NCHW is the only one.
-            intermediates_only: leave out the final feature map.
+            indices: the stages; the last n for an int, all for None.
+            norm: apply the final norm to the map of the last stage.
+            stop_early: stop after the last of the stages in ``indices``.
+            output_fmt: only NCHW is supported.
+            intermediates_only: return the maps only, without the final features.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt {output_fmt!r} is not available: feature maps are NCHW")
+            raise ValueError(f"output_fmt {output_fmt!r} is not supported: feature maps are NCHW")
         wanted, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
         stages = self.stages[: last + 1] if stop_early and not torch.jit.is_scripting() else self.stages
@@ -102,7 +102,7 @@ class StagedModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages, and on request the norm and head, that ``indices`` do not need."""
+        """Remove the stages, and if asked the norm and the head, that the stages in ``indices`` do not need."""
         wanted, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_norm:
