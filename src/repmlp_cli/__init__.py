@@ -13,7 +13,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
 from keyword import iskeyword
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -93,7 +93,8 @@ def _spell(argv: Sequence[str], command: str) -> list[str]:
                 equals, value = "=", "true"
         else:
             name, equals, value = "", "", word
-        if value and get_origin(kinds.get(before)) is list and not value.startswith("["):
+        lists = [kind for kind in (kinds.get(before), *get_args(kinds.get(before))) if get_origin(kind) is list]
+        if lists and (kinds[before] in lists or "," in value) and value and not value.startswith("["):
             value = f"[{value}]"
         if value:
             before = ""

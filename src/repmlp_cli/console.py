@@ -63,9 +63,14 @@ class TrainingProgress:
     def on_check(self, checked: int, images: int) -> None:
         self.progress.update(self.task, completed=checked, total=images, state="reading images")
 
+    def on_message(self, text: str) -> None:
+        self.progress.console.print(text, markup=False)
+
     def on_step(self, step: Step) -> None:
-        state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
-        self.progress.update(self.task, completed=step.step, total=step.steps, state=state)
+        self.progress.update(self.task, completed=step.step, total=step.steps)
+        if step.step % 10 == 1 or step.step == step.steps:  # reading the loss makes a GPU wait
+            state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
+            self.progress.update(self.task, state=state)
 
     def on_epoch(self, row: Epoch) -> None:
         if row.epoch % max(1, self.epochs // 10) == 0 or row.epoch == self.epochs:

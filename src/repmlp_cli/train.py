@@ -25,7 +25,7 @@ def train(settings: Train) -> Run:
     own = stored_settings(settings) if settings.resume else settings
     try:
         with training_progress(own.epochs) as progress:
-            done = run_training(settings, progress.on_step, progress.on_epoch, progress.on_check)
+            done = run_training(settings, progress.on_step, progress.on_epoch, progress.on_check, progress.on_message)
     except Stopped:
         PartialState().destroy_process_group()  # its threads must not outlive the interpreter
         raise

@@ -15,17 +15,18 @@ class Train:
 
     Args:
         output: Run folder to write.
-        resume: Go on with the run in this folder, bit for bit, with its own settings; give no others.
+        resume: Resume the run in this folder, bit for bit, with its own settings; only its data may have moved.
         model: Name of a network, of this package or of timm.
         model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
         locality: Kernel sizes of convs to train beside the token-mixing FCs of a vision MLP, for example 1,3.
-        weights: Model folder or .safetensors file to start from; by default random weights.
+        weights: Weights to start from: a model folder, or a .safetensors or .pth file of ours, timm's or the authors'.
+        freeze: What is not trained: none; all-but-head; all-but-blocks (RepMLP blocks and the head are trained).
         data: Data set: digits, torch/cifar10 (cifar100, mnist, fashion_mnist), folder:PATH, wds/PATH or hfds/NAME.
         data_root: Folder that holds the data set, for torch/... and hfds/... names.
         download: Let torchvision, or Hugging Face's datasets, download the data set into data_root.
         bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
         in_memory: Keep the images as one tensor: auto (if all have one size and fit in 1 GiB), yes or no.
-        img_size: Size of the images for the network; by default the size that the network states.
+        img_size: Size of the images for the network, or height,width; by default the network's own size.
         fit: How smaller images get there: resize, or pad with the mean color.
         augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
         crop_padding: Pixels of padding for pad-crop.
@@ -33,7 +34,7 @@ class Train:
         auto_augment: AutoAugment, RandAugment or AugMix, by timm's name, for example rand-m9-mstd0.5-inc1.
         random_erasing: Probability that a rectangle of an image is erased.
         mixup: Alpha of mixup; 0 is off.
-        cutmix: Alpha of CutMix; 0 is off; of both, each batch gets one.
+        cutmix: Alpha of CutMix; 0 is off; with mixup also on, each batch gets one of the two.
         val_fraction: Part of the training images held out to choose the best epoch, if the data set has no validation
             split; 0 keeps the last epoch.
         val_draw: How they are drawn: by-class, or at-random as earlier versions did.
@@ -41,20 +42,21 @@ class Train:
         train_images: Train on only this many of the training images, drawn by class and seed; by default on all.
         epochs: Passes over the training images.
         batch_size: Images per step of the optimizer, over all processes.
-        accumulation: Parts that a batch is computed in, to need less memory.
+        accumulation: Micro-batches that each batch is computed in, to save memory.
         opt: Optimizer, by timm's name.
         lr: Highest learning rate; falls to 0 as a cosine.
+        layer_decay: Factor of the learning rate from each layer to the one before it, for fine-tuning; 1 for none.
         momentum: Of the optimizer.
         weight_decay: On weights, not on biases and batch norms.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate to warm up from.
-        clip: Largest norm of the gradient; 0 for any.
+        clip: Clip gradients to this norm; 0 disables.
         label_smoothing: Of the cross-entropy loss.
         ema: Decay per step of an average of the weights, which is then what is evaluated and kept; 0 for none.
         qat: Train the last epochs for int8: the merged FC3 rounded, batch norms frozen.
         qat_fraction: Part of the epochs that --qat takes.
         precision: Mixed precision: no, bf16 or fp16.
-        grad_checkpointing: Compute activations again in the backward pass, to need less memory.
+        grad_checkpointing: Compute activations again in the backward pass, to save memory.
         channels_last: Memory format of images and convs.
         compile: Compile the network with torch.compile.
         sync_bn: Batch statistics over all processes.
@@ -72,12 +74,13 @@ class Train:
     model_args: dict[str, Any] = field(default_factory=dict)
     locality: list[int] = field(default_factory=list)
     weights: str | None = None
+    freeze: Literal["none", "all-but-head", "all-but-blocks"] = "none"
     data: str = "digits"
     data_root: str | None = None
     download: bool = False
     bad_images: Literal["stop", "skip"] = "stop"
     in_memory: Literal["auto", "yes", "no"] = "auto"
-    img_size: int | None = None
+    img_size: int | list[int] | None = None
     fit: Literal["resize", "pad"] = "resize"
     augment: Literal["none", "pad-crop", "resized-crop"] = "pad-crop"
     crop_padding: int = 4
@@ -95,6 +98,7 @@ class Train:
     accumulation: int = 1
     opt: str = "sgd"
     lr: float = 0.2
+    layer_decay: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 0

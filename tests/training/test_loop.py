@@ -84,7 +84,7 @@ def test_a_run_folder_is_not_overwritten_silently(run):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(tmp_path):
     settings = Train(output=str(tmp_path / "r"), **{**TINY, "lr": 1e30})
-    with pytest.raises(FloatingPointError, match="lower --lr"):
+    with pytest.raises(FloatingPointError, match="lower lr"):
         train(settings)
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,14 @@ SETTINGS = {
 
 #: What two processes do, and one: evaluate, and train while only the first may write.
 SCRIPT = """
-import json, os, sys
+import copy, json, os, signal, sys
 import timm, torch
 from accelerate import Accelerator
 import repmlp.data.memory as memory
 import repmlp.training.loop as loop
 from repmlp.data import ImageBatches, Part, eval_transform, load_data
-from repmlp.training import evaluate
+from repmlp.layers import convert_sync_batchnorm
+from repmlp.training import Stopped, evaluate
 from repmlp.data import Part, epoch_batches
 from repmlp_settings import Train
 
@@ -42,7 +43,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("a process that is not the first one writes")
 
 if os.environ.get("RANK", "0") != "0":
-    for writer in ("save_model", "write_state", "append_row", "keep_rows", "remove"):
+    for writer in ("save_model", "write_state", "append_row", "keep_rows", "rmtree_if_exists", "atomic_folder"):
         assert hasattr(loop, writer)
         setattr(loop, writer, forbidden)
 
@@ -58,11 +59,25 @@ for images in (117, 1):
     results.append([result.correct, result.images, result.loss])
 if accelerator.is_main_process:
     print(json.dumps(results))
+norm = torch.nn.BatchNorm1d(3, affine=False)
+synchronized = convert_sync_batchnorm(copy.deepcopy(norm), 2, torch.device("cpu"))
+x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+if part.world == 2:
+    torch.testing.assert_close(synchronized(x[part.slice()]), norm(x)[part.slice()])
+    torch.testing.assert_close(synchronized.running_var, norm.running_var)
 torch.set_default_dtype(torch.float64)  # rounding of float32 grows with every step: it would hide what differs
 normalize = memory.normalize
 memory.normalize = lambda *args: normalize(*args).double()
+def stop(step):
+    if step.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
 for settings in json.loads(sys.argv[1]):
-    loop.train(Train(**settings))
+    stops = settings["output"].endswith("stopped") and not settings["resume"]
+    try:
+        loop.train(Train(**settings), stop if stops else lambda step: None)
+    except Stopped:
+        assert stops
 accelerator.end_training()  # gloo's threads must not outlive the interpreter
 """
 
@@ -86,7 +101,10 @@ def results(tmp_path_factory):
         Train(output=str(tmp_path / "2"), sync_bn=True, **SETTINGS),
     )
     apart = Train(output=str(tmp_path / "apart"), **SETTINGS)
-    evaluations = run([str(script)], [single]), run([*torchrun, str(script)], [two, apart])
+    stopped = Train(output=str(tmp_path / "stopped"), **{**SETTINGS, "batch_size": 64})
+    whole = replace(stopped, output=str(tmp_path / "whole"))
+    resumed = Train(output=stopped.output, resume=True)
+    evaluations = run([str(script)], [single]), run([*torchrun, str(script)], [two, apart, whole, stopped, resumed])
     return (*(Path(settings.output) for settings in (single, two, apart)), evaluations)
 
 
@@ -120,6 +138,18 @@ def test_metrics_are_those_of_one_process(results):
     tests = [json.loads((folder / "test.json").read_text()) for folder in (single, two)]
     assert tests[0]["images"] == tests[1]["images"] == 360
     assert tests[1]["correct"] == tests[0]["correct"]
+
+
+def test_two_processes_that_one_signal_stops_resume_to_the_same_metrics(results):
+    """Both stop, and each goes on with its own sums of the epoch."""
+    metrics, weights = [], []
+    for name in ("whole", "stopped"):
+        folder = results[0].parent / name
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        metrics.append({key: value for key, value in row.items() if key != "seconds"})
+        weights.append(load_file(folder / "model" / "model.safetensors"))
+    assert metrics[0] == metrics[1]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 def test_an_evaluation_over_uneven_parts_counts_every_image_once(results):

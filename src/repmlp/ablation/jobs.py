@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from repmlp_settings import Train
@@ -23,13 +22,22 @@ from ..conversion import reparameterize
 from ..data import load_data
 from ..deploy.environment import machine
 from ..files import atomic_file, claim, is_claimed
-from ..training import Epoch, Step, build_test_loader, train
+from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_settings, train
 from .rows import ROWS, Row, check_recipe
 
 DEPLOY, TRAINING = "deploy form", "training form"
 State = Literal["new", "interrupted", "running", "finished"]
 #: Settings that say where a run reads and writes, and change nothing of what it computes.
-NOT_COMPARED = {"output", "resume", "overwrite", "data_root", "download", "workers", "state_every", "trackers"}
+NOT_COMPARED = {
+    "output",
+    "resume",
+    "overwrite",
+    "data_root",
+    "download",
+    "workers",
+    "state_every",
+    "trackers",
+}
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,8 @@ class Job:
         """
         if not self._begun:
             return {}
-        path = self.folder / "config.yaml"
-        try:
-            then = Train(**yaml.safe_load(path.read_text()))
-        except (TypeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} does not hold the settings of a run: {error}") from error
-        pairs = {field.name: (getattr(then, field.name), getattr(self.settings, field.name)) for field in fields(Train)}
+        then, now = absolute_paths(read_settings(self.folder / "config.yaml")), absolute_paths(self.settings)
+        pairs = {field.name: (getattr(then, field.name), getattr(now, field.name)) for field in fields(Train)}
         return {name: (a, b) for name, (a, b) in pairs.items() if a != b and name not in NOT_COMPARED}
 
     @property
@@ -122,12 +126,9 @@ class Job:
         )
         images = build_test_loader(model, data, settings.batch_size, settings.workers)
         forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
-        correct, seen = dict.fromkeys(forms, 0), 0
-        for x, labels in images:
-            seen += len(labels)
-            for form, network in forms.items():
-                correct[form] += int((network(x.to(device)).argmax(1).cpu() == labels).sum())
-        values = {"images": seen, "correct": correct, "machine": machine_with(device)}
+        totals, _ = classify([lambda x, own=network: own(x.to(device)) for network in forms.values()], images)
+        correct = {form: own.correct for form, own in zip(forms, totals, strict=True)}
+        values = {"images": totals[0].images, "correct": correct, "machine": machine_with(device)}
         with atomic_file(self.converted) as path:
             path.write_text(json.dumps(values))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from repmlp_settings import Train
@@ -15,7 +14,8 @@ from ..counting import Complexity, complexity
 from ..data import ImageData, count_batches, load_data
 from ..deploy import Timing, time_interleaved
 from ..training.batches import data_config_of
-from ..training.setup import build_loss, build_model, build_optimizer
+from ..training.setup import build_accelerator, build_components, build_model
+from ..training.step import train_step
 from .jobs import Job
 
 
@@ -67,47 +67,36 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     steps = count_batches(len(to_train), batch_size, train=True)
     looks = count_batches(len(validation[1]) if validation else 0, batch_size, train=False)
 
-    compiler = "inductor" if settings.compile else None
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=settings.cpu, dynamo_backend=compiler)
+    accelerator = build_accelerator(settings)
     functions: dict[str, Callable[[], object]] = {}
     counts = {}
     for name, own in first.items():
-        counts[name], step, look = _step_and_look(own, data, batch_size, accelerator)
+        counts[name], step, look = _step_and_look(own, data, batch_size, steps, accelerator)
         functions |= {f"{name} step": step, f"{name} look": look}
     times = time_interleaved(functions, rounds, warmup)
     return {name: Cost(counts[name], times[f"{name} step"], times[f"{name} look"], steps, looks) for name in first}
 
 
 def _step_and_look(
-    settings: Train, data: ImageData, batch_size: int, accelerator: Accelerator
-) -> tuple[Complexity, Callable[[], float], Callable[[], Tensor]]:
-    """The size of a network, a step of its training as :func:`repmlp.training.train` does it, and an evaluation."""
+    settings: Train, data: ImageData, batch_size: int, steps: int, accelerator: Accelerator
+) -> tuple[Complexity, Callable[[], object], Callable[[], Tensor]]:
+    """The size of a network, a step of its training, and the evaluation of a batch; an epoch has ``steps`` steps."""
     model: Any = build_model(settings, data)
     config = data_config_of(settings, model, data)
     count = complexity(model, config["input_size"])
-    mix, loss_function = build_loss(settings, len(data.class_names))
-    network, optimizer = accelerator.prepare(model, build_optimizer(settings, model.to(accelerator.device)))
-    ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
+    components = build_components(settings, accelerator, model, len(data.class_names), settings.epochs * steps)
     x = torch.randn(batch_size, *config["input_size"], device=accelerator.device)
-    if settings.channels_last:
-        x = x.to(memory_format=torch.channels_last)
     labels = torch.randint(len(data.class_names), (batch_size,), device=accelerator.device)
 
-    def step() -> float:
-        network.train()
-        parts = zip(x.chunk(settings.accumulation), labels.chunk(settings.accumulation), strict=True)
-        for images, target in (mix(images.clone(), own) for images, own in parts):  # mixup writes into its images
-            loss = loss_function(network(images), target)
-            accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema:
-            ema.update(model, step=1)
-        return loss.item()
+    def step() -> object:
+        components.ddp_model.train()
+        images = x.clone()  # mixup writes into them
+        micro_batches = zip(images.chunk(settings.accumulation), labels.chunk(settings.accumulation), strict=True)
+        return train_step(components, micro_batches, step=1).read()
 
     @torch.no_grad()
     def look() -> Tensor:
-        network.eval()
-        return network(x).cpu()
+        components.ddp_model.eval()
+        return components.ddp_model(x).cpu()
 
     return count, step, look

@@ -1,9 +1,9 @@
 """Data sets by name: PIL images and class indices, and what a network must know of them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,8 @@ class ImageData:
         skipped: names of the images that cannot be read and are left out.
         val: to choose the best epoch by; None if the data set has only two splits.
         ignored: what else was found and left out, and why, each a sentence.
+        digests: of names and sizes of the image files, by split; empty for the sets that torchvision or
+            scikit-learn bring.
     """
 
     train: LabeledImages
@@ -69,6 +71,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()
     val: LabeledImages | None = None
     ignored: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def in_chans(self) -> int:
@@ -269,6 +272,7 @@ def _on_disk(splits: Splits, check: bool, in_memory: str, on_check: Callable[[in
         image_size=pixels[0].image_size if pixels else None,
         skipped=tuple(skipped),
         ignored=splits.ignored,
+        digests={kind: part.fingerprint(times=False) for kind, part in data.items()},
     )
 
 

@@ -1,6 +1,6 @@
 """Batch statistics over all processes, also on a CPU, which torch.nn.SyncBatchNorm does not support."""
 
-from typing import Any, cast
+from typing import Any
 
 import timm.layers
 import torch
@@ -24,14 +24,11 @@ def convert_sync_batchnorm(model: nn.Module, processes: int, device: torch.devic
         return model
     if device.type == "cuda":
         return timm.layers.convert_sync_batchnorm(model)
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-                setattr(parent, name, SyncNorm.of(cast(nn.BatchNorm2d, child)))
-            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(
-                    f"sync_bn does not support {type(child).__name__} on {device.type}: train without sync_bn"
-                )
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if other := next((norm for norm in norms if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, SyncNorm)), None):
+        raise ValueError(f"{type(other).__name__} cannot be synchronized on {device.type}: train without sync_bn")
+    for norm in norms:
+        norm.__class__ = SyncNorm  # in place: parameters, mode, hooks and sharing stay as they are
     return model
 
 
@@ -55,12 +52,6 @@ class _MeanOfProcesses(torch.autograd.Function):
 class SyncNorm(nn.modules.batchnorm._BatchNorm):
     """BN over the batches of all processes, which must have the same size."""
 
-    @classmethod
-    def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncNorm":
-        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        new.load_state_dict(norm.state_dict())
-        return new
-
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected an input of shape (N, C, ...), got {tuple(input.shape)}")
@@ -75,8 +66,13 @@ class SyncNorm(nn.modules.batchnorm._BatchNorm):
         mean = _MeanOfProcesses.apply(x.mean(over))  # (C)
         variance = _MeanOfProcesses.apply((x - mean.view(shape)).square().mean(over))  # (C), biased
         self._move_running_statistics(mean.detach(), variance.detach(), x.numel() // x.shape[1])
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        y = (x - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return y.to(input.dtype)
 
     @torch.no_grad()
     def _move_running_statistics(self, mean: Tensor, variance: Tensor, here: int) -> None:

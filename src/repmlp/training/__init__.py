@@ -1,9 +1,26 @@
 """Training and evaluation."""
 
 from .batches import build_test_loader
-from .evaluation import Evaluation, evaluate
+from .config import absolute_paths, read_settings, stored_settings
+from .evaluation import Evaluation, Totals, classify, evaluate
 from .loop import train
 from .records import Epoch, Run, Step
-from .state import Stopped, stored_settings
+from .state import Stopped
+from .step import unchanged_buffers
 
-__all__ = ["Epoch", "Evaluation", "Run", "Step", "Stopped", "build_test_loader", "evaluate", "stored_settings", "train"]
+__all__ = [
+    "Epoch",
+    "Evaluation",
+    "Run",
+    "Step",
+    "Stopped",
+    "Totals",
+    "absolute_paths",
+    "build_test_loader",
+    "classify",
+    "evaluate",
+    "read_settings",
+    "stored_settings",
+    "train",
+    "unchanged_buffers",
+]

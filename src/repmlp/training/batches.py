@@ -1,6 +1,7 @@
-"""From settings and a data set to batches, as the network wants them."""
+"""From settings and a data set to batches, prepared as the network takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from accelerate import Accelerator
@@ -20,11 +21,29 @@ from ..data import (
     Transformed,
     eval_transform,
     fits_in_memory,
+    load_data,
     load_tensor,
     match_labels,
     train_transform,
 )
 from ..model_config import label_names_of
+
+#: Images checked so far, and of all.
+OnCheck = Callable[[int, int], None]
+
+
+def image_size(settings: Train) -> tuple[int, int] | None:
+    """(H, W) of the images for the network, or None for its own size.
+
+    Raises:
+        ValueError: unless ``img_size`` is one or two positive numbers.
+    """
+    if settings.img_size is None:
+        return None
+    sides = settings.img_size if isinstance(settings.img_size, list) else [settings.img_size]
+    if len(sides) not in (1, 2) or any(side < 1 for side in sides):
+        raise ValueError(f"img_size {settings.img_size} is not a size: use one number, or height and width")
+    return sides[0], sides[-1]
 
 
 def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -34,10 +53,11 @@ def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[s
         ValueError: for ``fit`` by padding where images have no size of their own, or a larger one.
     """
     config = {**resolve_data_config(model=model), "mean": data.mean, "std": data.std}
-    size = config["input_size"][1:] if settings.img_size is None else (settings.img_size, settings.img_size)
+    size = image_size(settings) or config["input_size"][1:]
     config["input_size"] = (data.in_chans, *size)
     if settings.fit == "pad":
-        if data.image_size is None or max(data.image_size) > size[0] or data.image_size[0] != data.image_size[1]:
+        square = data.image_size is not None and data.image_size[0] == data.image_size[1] and size[0] == size[1]
+        if not square or data.image_size is None or data.image_size[0] > size[0]:
             raise ValueError(
                 f"fit pad is for square images that are smaller than the network's {size[0]}x{size[1]}; "
                 f"those of {settings.data} are {data.image_size or 'of any size'}: use fit resize"
@@ -45,6 +65,44 @@ def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[s
         # timm resizes to floor(size / crop_pct), which is the image's own size, and CenterCrop pads that with zeros.
         config |= {"crop_pct": size[0] / (data.image_size[0] + 0.01), "crop_mode": "center"}
     return config
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run.
+
+    Attributes:
+        config: how they are prepared, in timm's terms.
+        train, val, test: batches of those to train on (augmented, shuffled), held out from them, and to test on;
+            ``val`` is None if none are held out.
+        steps: batches in an epoch; what does not fill a batch is left out in this epoch.
+    """
+
+    data: ImageData
+    config: dict[str, Any]
+    train: Batches
+    val: Batches | None
+    test: Batches
+    steps: int
+
+
+def load_run_data(settings: Train, accelerator: Accelerator, on_check: OnCheck) -> ImageData:
+    """Open the data set of a run; the first process downloads it and looks through it, before the others."""
+    with accelerator.main_process_first():
+        return load_data(
+            settings.data, settings.data_root, settings.download, settings.bad_images, on_check, settings.in_memory
+        )
+
+
+def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerator: Accelerator) -> RunData:
+    """Split the images of a run, and batch them as ``model`` takes them.
+
+    Raises:
+        ValueError: if settings and images do not fit together.
+    """
+    config = data_config_of(settings, model, data)
+    train, val, test = build_batches(settings, data, config, accelerator)
+    return RunData(data, config, train, val, test, len(train) // settings.accumulation)
 
 
 def build_batches(
@@ -62,12 +120,18 @@ def build_batches(
     to_train, validation = data.train_and_val(
         settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
     )
+    if not len(to_train) or (settings.val_fraction and not (validation and len(validation[1]))):
+        raise ValueError(
+            f"val_fraction {settings.val_fraction} of {len(data.train)} images leaves none to "
+            f"{'validate on' if len(to_train) else 'train on'}: use another, or 0 for no validation"
+        )
     batch_size = min(settings.batch_size, len(to_train))
     parts = part.world * settings.accumulation
-    if settings.accumulation < 1 or not batch_size or batch_size % parts:
+    if batch_size % parts:
         raise ValueError(
             f"a batch of {batch_size} images cannot be divided by {part.world} processes times {settings.accumulation} "
-            f"parts of accumulation: use a batch_size that is a multiple of {max(parts, 1)}, and 1 part or more"
+            f"micro-batches: use a batch_size that is a multiple of {parts}, and no larger than the {len(to_train)} "
+            f"images to train on"
         )
     if (settings.mixup or settings.cutmix) and batch_size // parts % 2:
         raise ValueError(

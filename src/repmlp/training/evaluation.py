@@ -1,6 +1,6 @@
-"""Accuracy on held-out images."""
+"""How many images a network classifies correctly: the one loop that counts them, and its totals."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,26 +23,84 @@ class Evaluation:
         return self.correct / self.images
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Sums over images. As tensors they stay on their device, and nothing waits for it until they are read.
+
+    Attributes:
+        images: how many.
+        loss: sum of their losses.
+        correct: top-1 predictions that are right.
+    """
+
+    images: int = 0
+    loss: Tensor | float = 0.0
+    correct: Tensor | int = 0
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, loss: Tensor) -> "Totals":
+        """Of one batch: logits (B, classes), labels (B), and its mean loss."""
+        loss = loss.detach()
+        exact = loss if loss.device.type == "mps" else loss.double()  # MPS has no float64
+        return cls(len(labels), exact * len(labels), (logits.argmax(1) == labels).sum())
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(self.images + other.images, self.loss + other.loss, self.correct + other.correct)
+
+    def read(self) -> "Totals":
+        """The same as plain numbers; waits for the device."""
+        return Totals(self.images, float(self.loss), int(self.correct))
+
+    def over_processes(self, accelerator: Accelerator) -> "Totals":
+        """The totals of all processes; every process gets them."""
+        images, loss, correct = sum_over_processes(accelerator, self.images, float(self.loss), int(self.correct))
+        return Totals(int(images), loss, int(correct))
+
+    def mean(self) -> Evaluation:
+        """Raise ValueError if there are no images."""
+        if not self.images:
+            raise ValueError("there are no images to evaluate on")
+        return Evaluation(int(self.correct), self.images, float(self.loss) / self.images)
+
+
 @torch.no_grad()
+def classify(
+    networks: Sequence[Callable[[Tensor], Tensor]], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[list[Totals], int]:
+    """Classify every image once with each network, in one pass over the batches.
+
+    Args:
+        networks: images (B, C, H, W) to logits (B, classes); they see to mode, device and precision.
+        batches: images and labels (B).
+
+    Returns:
+        The totals of each network, and on how many images all of them predict the same class.
+    """
+    totals, agree = [Totals()] * len(networks), 0
+    for x, labels in batches:
+        logits = [network(x) for network in networks]
+        labels = labels.to(logits[0].device)
+        for i, own in enumerate(logits):
+            totals[i] += Totals.of(own, labels, F.cross_entropy(own.float(), labels))
+        predictions = torch.stack([own.argmax(1) for own in logits])  # (networks, B)
+        agree += (predictions == predictions[0]).all(0).sum()
+    return [own.read() for own in totals], int(agree)
+
+
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> Evaluation:
-    """Classify every image once, in eval mode; exact over several processes that have a part of the images each.
+    """Accuracy and loss of a model in eval mode; exact over several processes that each have a shard of the images.
 
     Raises:
         ValueError: if there are no images.
     """
     model.eval()
-    correct, images, loss = 0, 0, 0.0
-    for x, labels in batches:
-        x, labels = x.to(accelerator.device), labels.to(accelerator.device)
+
+    def network(x: Tensor) -> Tensor:
         with accelerator.autocast():
-            logits = model(x)
-        correct += int((logits.argmax(1) == labels).sum())
-        images += len(labels)
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-    all_correct, all_images, all_loss = sum_over_processes(accelerator, correct, images, loss)
-    if not all_images:
-        raise ValueError("there are no images to evaluate on")
-    return Evaluation(int(all_correct), int(all_images), all_loss / all_images)
+            return model(x.to(accelerator.device))
+
+    (totals,), _ = classify([network], batches)
+    return totals.over_processes(accelerator).mean()
 
 
 def sum_over_processes(accelerator: Accelerator, *values: float) -> list[float]:
@@ -50,3 +108,10 @@ def sum_over_processes(accelerator: Accelerator, *values: float) -> list[float]:
     if accelerator.num_processes == 1:  # not every device has float64
         return list(values)
     return accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
+
+
+def gather_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[list[float]]:
+    """The values of each process, in float64; every process gets them."""
+    if accelerator.num_processes == 1:
+        return [list(values)]
+    return accelerator.gather(torch.tensor([values], dtype=torch.float64, device=accelerator.device)).tolist()

@@ -1,22 +1,35 @@
-"""What a run tells: progress, rows of metrics.csv, the result."""
+"""What a run reports: progress, rows of metrics.csv, the result."""
 
 import csv
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Totals
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run is: training loss and accuracy are running means of the epoch so far."""
+    """The number of a step of the optimizer, of all ``steps`` in the run, and the epoch that it is in.
+
+    ``loss`` and ``accuracy`` are training means of the epoch so far, in this process. Reading them waits for the
+    device: read them every so many steps only.
+    """
 
     epoch: int
     step: int
     steps: int
-    loss: float
-    accuracy: float
+    totals: Totals
+
+    @property
+    def loss(self) -> float:
+        return self.totals.mean().loss
+
+    @property
+    def accuracy(self) -> float:
+        return self.totals.mean().accuracy
 
 
 @dataclass(frozen=True)
@@ -43,23 +56,41 @@ class Run:
 
 @dataclass
 class Progress:
-    """How far a run is, and what it knows: all that its state holds beside weights and optimizer.
+    """How far a run is: all that its state holds besides weights and optimizer.
 
     Attributes:
         epoch: the one that it is in, from 1 on.
-        batch: batches of it that are done.
-        seen, loss_sum, correct, seconds: of these batches, in this process.
-        best, kept: accuracy of the best epoch so far, and which one that is.
+        batch: micro-batches of the epoch that are done.
+        totals: of these, in this process.
+        seconds: spent on them.
+        best, kept: accuracy of the best epoch so far, and its number.
     """
 
     epoch: int = 1
     batch: int = 0
-    seen: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
+    totals: Totals = field(default_factory=Totals)
     seconds: float = 0.0
     best: float = -math.inf
     kept: int = 0
+
+    def to_state(self, totals: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """As entries of a state. ``totals``: images, loss and correct of each process."""
+        values = {key: value for key, value in vars(self).items() if key != "totals"}
+        return {"progress": values, "totals": [list(own) for own in totals]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], process: int, processes: int) -> "Progress":
+        """The inverse; with another number of processes than then, the first one gets the totals of all."""
+        values = dict(state["progress"])
+        # Before format 2 a state held the totals of the first process only, among the values.
+        first = [values.pop(name, 0) for name in ("seen", "loss_sum", "correct")]
+        totals = state.get("totals", [first])
+        if len(totals) != processes:
+            totals = [[sum(column) for column in zip(*totals, strict=True)]] + [[0, 0.0, 0]] * (processes - 1)
+        images, loss, correct = totals[process]
+        kinds = {"epoch": int, "batch": int, "seconds": float, "best": float, "kept": int}
+        numbers = {name: kind(values.pop(name)) for name, kind in kinds.items()}
+        return cls(**numbers, **values, totals=Totals(int(images), float(loss), int(correct)))
 
 
 def append_row(path: Path, row: Epoch) -> None:
@@ -74,7 +105,7 @@ def append_row(path: Path, row: Epoch) -> None:
 
 
 def keep_rows(path: Path, epochs: int) -> None:
-    """Cut metrics.csv to its first ``epochs`` rows: those after them will be written again."""
+    """Cut metrics.csv to its first ``epochs`` rows: later ones will be written again."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[: epochs + 1]))

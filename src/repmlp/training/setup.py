@@ -1,14 +1,13 @@
-"""From settings to the parts of a run: timm's and accelerate's, chosen, named and put together."""
+"""From settings to the components of a run: timm's and accelerate's, chosen and put together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
@@ -19,92 +18,126 @@ from torch import Tensor, nn
 
 from repmlp_settings import Train
 
-from ..checkpoint import load_model
-from ..data import Batches, ImageData, load_data
+from ..data import ImageData
 from ..layers import convert_sync_batchnorm
 from ..locality import inject_locality
-from .batches import build_batches, data_config_of
+from .batches import image_size
+from .state import fitting_state
+from .weights import freeze_parameters, load_weights
 
-#: Images (B, C, H, W) and labels (B) to images and what the loss wants of their labels.
+#: Images (B, C, H, W) and labels (B) to images and the targets of the loss.
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Called with a line of text for the user.
+OnMessage = Callable[[str], None]
 #: Devices on which PyTorch can update all parameters in one kernel.
 FUSED = ("cpu", "cuda")
-#: Images looked through so far, and of all.
-OnCheck = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """All that takes part in a run.
+class TrainComponents:
+    """What a step of training needs.
 
     Attributes:
-        data, data_config: the data set, and how its images are prepared, in timm's terms.
-        train, val, test: batches; ``val`` is None if nothing is held out.
-        model: the network; ``network`` is what is called to train it (DDP's, torch.compile's).
-        ema: the average of its weights, or None.
+        model: the network; ``ddp_model`` wraps it for training (DDP, torch.compile).
+        ema: the moving average of its weights, or None.
+        mix: images and labels of a batch to mixed images and what ``loss`` takes with their logits.
+        clip: largest norm of the gradient; 0 for any.
+        recomputes: whether the backward pass computes activations again (gradient checkpointing).
         steps: of the optimizer, in the whole run.
     """
 
-    data: ImageData
-    data_config: dict[str, Any]
-    train: Batches
-    val: Batches | None
-    test: Batches
+    accelerator: Accelerator
     model: nn.Module
-    network: nn.Module
+    ddp_model: nn.Module
     ema: ModelEmaV3 | None
     mix: Mix
     loss: nn.Module
     optimizer: Any
     schedule: CosineLRScheduler
-    scaler: Any
     steps: int
+    clip: float
+    channels_last: bool
+    recomputes: bool
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose accuracy counts, and that is kept."""
+        """The network that is evaluated and kept."""
         return self.ema.module if self.ema else self.model
 
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Running statistics, which differ between processes: those of the network and of its moving average."""
+        networks = (self.model, self.ema.module) if self.ema else (self.model,)
+        return [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()]
+
     def state(self) -> dict[str, Any]:
-        """All that changes from step to step. There is no random state: what is drawn follows from the place."""
+        """All that changes from step to step. Random generators are not in it: each draw is seeded by its position."""
+        scaler, statistics = self.accelerator.scaler, None
+        if self.accelerator.num_processes > 1 and self.statistics:
+            own = torch.cat([buffer.double().flatten() for buffer in self.statistics])
+            statistics = self.accelerator.gather(own[None])  # (processes, values)
         return {
+            "statistics": statistics,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "scaler": scaler.state_dict() if scaler else None,
         }
 
+    def load_statistics(self, statistics: Tensor) -> None:
+        """Load this process's row of (processes, values), if there are as many processes as then."""
+        if len(statistics) == self.accelerator.num_processes:
+            own = statistics[self.accelerator.process_index].to(self.accelerator.device)
+            rows = own.split([buffer.numel() for buffer in self.statistics])
+            for buffer, values in zip(self.statistics, rows, strict=True):
+                buffer.copy_(values.view_as(buffer))
 
-def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any] | None, on_check: OnCheck) -> Parts:
-    """Put a run together, in the state that it was written in if there is one.
+
+def build_accelerator(settings: Train) -> Accelerator:
+    """accelerate's view of device, precision and processes.
 
     Raises:
-        ValueError, FileNotFoundError: for settings that do not fit together, or data that is not there.
+        ValueError: for a precision that the device does not have.
     """
-    if settings.epochs < 1:
-        raise ValueError(f"there is nothing to train in {settings.epochs} epochs: use 1 or more")
-    with accelerator.main_process_first():  # it downloads, and checks images; the others find what it found
-        data = load_data(
-            settings.data, settings.data_root, settings.download, settings.bad_images, on_check, settings.in_memory
-        )
-    model: Any = build_model(settings, data)
-    data_config = data_config_of(settings, model, data)
-    train, val, test = build_batches(settings, data, data_config, accelerator)
-    steps = settings.epochs * len(train) // settings.accumulation
+    if settings.precision == "fp16" and PartialState(cpu=settings.cpu).device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU, and this run is on a CPU: use bf16 or no")
+    return Accelerator(
+        mixed_precision=settings.precision,
+        cpu=settings.cpu,
+        dynamo_backend="inductor" if settings.compile else None,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(settings.accumulation, sync_with_dataloader=False),
+        log_with=settings.trackers or None,
+        project_dir=settings.output,
+    )
 
+
+def build_components(
+    settings: Train,
+    accelerator: Accelerator,
+    model: nn.Module,
+    classes: int,
+    steps: int,
+    state: dict[str, Any] | None = None,
+) -> TrainComponents:
+    """Put together what trains ``model`` for ``steps`` steps of the optimizer.
+
+    Args:
+        state: the state to resume from.
+
+    Raises:
+        ValueError: if the warm-up leaves no steps, or the state does not fit the network.
+    """
     if settings.sync_bn:
         model = convert_sync_batchnorm(model, accelerator.num_processes, accelerator.device)
     model = model.to(accelerator.device)
     ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
     # A resumed run keeps its kernel: load_state_dict alone would not tell the loss scaler of the other one.
-    fused = bool(state["optimizer"]["param_groups"][0].get("fused")) if state else None
+    with fitting_state(settings.output):
+        fused = bool(state["optimizer"]["param_groups"][0].get("fused")) if state else None
     optimizer = build_optimizer(settings, model, fused)
     warmup = round(settings.warmup_epochs * steps / settings.epochs)
-    if not 0 <= warmup < steps:
-        raise ValueError(
-            f"warmup_epochs {settings.warmup_epochs} leave none of the {settings.epochs} epochs to train in "
-            f"after them: use fewer, or more epochs"
-        )
+    if warmup >= steps:
+        raise ValueError(f"{steps} steps in all leave none after the warm-up: add epochs, or use smaller batches")
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=steps - warmup,
@@ -114,55 +147,67 @@ def build_parts(settings: Train, accelerator: Accelerator, state: dict[str, Any]
         t_in_epochs=False,
     )
     if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if ema:
-            ema.module.load_state_dict(state["ema"])
-    network, optimizer = accelerator.prepare(model, optimizer)
-    if state and accelerator.scaler:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    mix, loss = build_loss(settings, len(data.class_names))
-    return Parts(
-        data=data,
-        data_config=data_config,
-        train=train,
-        val=val,
-        test=test,
+        with fitting_state(settings.output, (RuntimeError, ValueError)):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if ema:
+                ema.module.load_state_dict(state["ema"])
+            if accelerator.scaler:
+                accelerator.scaler.load_state_dict(state["scaler"])
+    ddp_model, optimizer = accelerator.prepare(model, optimizer)
+    mix, loss = build_loss(settings, classes)
+    components = TrainComponents(
+        accelerator=accelerator,
         model=model,
-        network=network,
+        ddp_model=ddp_model,
         ema=ema,
         mix=mix,
         loss=loss,
         optimizer=optimizer,
         schedule=schedule,
-        scaler=accelerator.scaler,
         steps=steps,
+        clip=settings.clip,
+        channels_last=settings.channels_last,
+        recomputes=settings.grad_checkpointing,
     )
+    if state and state.get("statistics") is not None:
+        with fitting_state(settings.output, (RuntimeError, ValueError)):
+            components.load_statistics(state["statistics"])
+    return components
 
 
-def build_model(settings: Train, data: ImageData) -> nn.Module:
+def build_model(
+    settings: Train, data: ImageData, on_message: OnMessage = lambda text: None, resumed: bool = False
+) -> nn.Module:
     """The network that ``settings`` name, with as many inputs and classes as the data has.
 
+    Args:
+        on_message: called with what was loaded of the weights to start from.
+        resumed: leave those weights out, for a state that is loaded later.
+
     Raises:
-        ValueError: for arguments that the network does not take, weights that do not fit it, or locality where
-            there is no place for it.
+        ValueError: for arguments that the network does not take, weights that do not fit it, or locality or blocks to
+            train where there are none.
+        FileNotFoundError: if the weights do not exist.
     """
     arguments = resolve_model_input_args(
         settings.model,
-        {"img_size": settings.img_size, "in_chans": data.in_chans},
+        {"img_size": image_size(settings), "in_chans": data.in_chans},
         num_classes=len(data.class_names),
         **settings.model_args,
     )
     try:
-        model = timm.create_model(**arguments)
+        model: Any = timm.create_model(**arguments)
     except TypeError as error:  # an argument that the network does not have
         raise ValueError(f"{settings.model} does not take these arguments: {error}") from error
-    if settings.weights is not None:
-        load_weights(model, Path(settings.weights))
     if settings.locality:
         inject_locality(model, settings.locality)
+    if settings.weights is not None and not resumed:
+        on_message(str(load_weights(model, settings.weights)))
+    if settings.freeze != "none":
+        freeze_parameters(model, "head" if settings.freeze == "all-but-head" else "blocks")
     if settings.grad_checkpointing:
-        cast(Any, model).set_grad_checkpointing()
+        model.set_grad_checkpointing()
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
 
 
@@ -176,31 +221,13 @@ def build_optimizer(settings: Train, model: nn.Module, fused: bool | None = None
     arguments: dict[str, Any] = {}
     if get_optimizer_class(settings.opt.rpartition("_")[2], bind_defaults=False) is torch.optim.SGD:
         arguments["fused"] = next(model.parameters()).device.type in FUSED if fused is None else fused
+    if settings.layer_decay != 1:
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(f"{settings.model} does not name its layers for timm: train it with layer_decay=1")
+        arguments["layer_decay"] = settings.layer_decay
     return create_optimizer_v2(
         model, settings.opt, settings.lr, settings.weight_decay, momentum=settings.momentum, **arguments
     )
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load all weights of a model folder or .safetensors file; a classifier for other classes starts afresh.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if the weights are of another network.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"there are no weights {path}: give a model folder or a .safetensors file")
-    weights = load_model(path).state_dict() if path.is_dir() else load_file(path)
-    own = model.state_dict()
-    classifier = cast(Any, model).pretrained_cfg.get("classifier") or ""
-    names = [classifier] if isinstance(classifier, str) else list(classifier)
-    for key in [key for key in weights if key.rpartition(".")[0] in names]:
-        if key in own and own[key].shape != weights[key].shape:
-            weights[key] = own[key]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {error}") from error
 
 
 def build_loss(settings: Train, classes: int) -> tuple[Mix, nn.Module]:

@@ -4,19 +4,19 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from repmlp_settings import Train
-
-from ..data.sets import SMALL
 from ..files import atomic_file
 
 STATE = Path("state") / "state.pt"
+#: Of the state file; a newer one is refused. Format 1, which did not say so, lacks the totals of other processes,
+#: the environment and the fingerprint of the data.
+FORMAT = 2
+#: What each state holds.
+ENTRIES = ("progress", "model", "optimizer")
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,51 +31,57 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     """
     try:
         with atomic_file(folder / STATE) as path:
-            torch.save(state, path)
+            torch.save({"format": FORMAT, **state}, path)
     except OSError as error:
-        raise OSError(f"{error}: make room, then go on with: repmlp train --resume {folder}") from error
+        raise OSError(f"{error}: make room, then resume the run") from error
 
 
 def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The last state of a run, or None if it has not written one yet."""
-    path = folder / STATE
-    return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
-
-
-def stored_settings(settings: Train) -> Train:
-    """The settings of the run that ``settings`` ask to resume.
+    """The last state of a run, or None if it has not written one yet. Nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: if there is no such run.
-        ValueError: if it is finished, or other settings than the run's own are given too.
+        ValueError: if it is damaged, not a state of a run, or of a newer version.
     """
-    folder = Path(settings.output)
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no config.yaml")
-    if (folder / "test.json").exists():
-        raise ValueError(f"the run in {folder} is finished: there is nothing to resume")
-    values = yaml.safe_load((folder / "config.yaml").read_text())
-    # Runs from before these settings existed kept the small named sets in memory, and no others; drew held-out images
-    # without regard to their classes; and took classes by index.
-    values.setdefault("in_memory", "yes" if values["data"] in ("digits", *SMALL) else "no")
-    values.setdefault("val_draw", "at-random")
-    values.setdefault("labels", "by-index")
-    own = Train(**values)
-    for field in fields(Train):
-        given = getattr(settings, field.name)
-        if field.name not in ("output", "resume") and given not in (field.default, getattr(own, field.name), [], {}):
-            raise ValueError(
-                f"a run goes on with its own settings, {field.name} is {getattr(own, field.name)!r} there and not "
-                f"{given!r}: leave it out, or start another run"
-            )
-    return replace(own, output=settings.output)  # which may have moved
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a file of any bytes can fail in any way
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and numbers ({type(error).__name__}: {reason:.200}): "
+            f"restore it, or start the run anew with overwrite=True"
+        ) from error
+    if isinstance(state, dict) and isinstance(found := state.get("format", 1), int) and found > FORMAT:
+        raise ValueError(f"{path} has format {found}, and this version reads {FORMAT} or less: update repmlp")
+    if missing := [name for name in ENTRIES if not isinstance(state, dict) or not isinstance(state.get(name), dict)]:
+        raise ValueError(f"{path} is not the state of a run: it lacks {', '.join(missing)}")
+    return state
+
+
+@contextmanager
+def fitting_state(folder: str | Path, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors of reading an entry of a state into a ValueError that names the file.
+
+    Args:
+        errors: other than those of missing names and wrong types.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, *errors) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{Path(folder) / STATE} does not fit the run that config.yaml describes "
+            f"({type(error).__name__}: {reason:.300}): restore both, or start the run anew with overwrite=True"
+        ) from error
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Catch Ctrl-C and SIGTERM once, as an event to look at between steps; the next one stops at once."""
+    """Catch the first Ctrl-C or SIGTERM as an event to check between steps; the next one stops at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where Python does not let us listen
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield asked
         return
 
