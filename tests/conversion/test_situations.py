@@ -427,7 +427,7 @@ def a_hook_on_a_block_that_is_replaced():
 # A forward that was assigned
 
 
-@refused(r"4 \(Conv2d\) has a forward that was assigned to it and is not a method of it")
+@refused(r"4 \(Conv2d\) has had its forward replaced by a function that is not bound to it")
 def a_closure_on_any_module():
     model = net()
     forward = model[4].forward
@@ -435,14 +435,14 @@ def a_closure_on_any_module():
     return model
 
 
-@refused(r"4 \(Conv2d\) has a forward that was assigned to it")
+@refused(r"4 \(Conv2d\) has had its forward replaced by a function")
 def a_partial_on_any_module():
     model = net()
     model[4].forward = functools.partial(type(model[4]).forward, model[4])
     return model
 
 
-@refused(r"4 \(Conv2d\) has a forward that was assigned to it")
+@refused(r"4 \(Conv2d\) has had its forward replaced by a function")
 def a_method_of_another_module():
     model = net()
     model[4].forward = model[0].forward
@@ -574,7 +574,7 @@ def data_parallel():
     return nn.DataParallel(net())
 
 
-@refused(r"1 \(OptimizedModule\) is compiled by torch\.compile: pass the model itself, its attribute _orig_mod")
+@refused(r"1 \(OptimizedModule\) wraps a model: pass the model itself, its attribute _orig_mod")
 def a_compiled_part():
     return nn.Sequential(ConvNorm(4, 4), torch.compile(block()))
 

@@ -1,11 +1,11 @@
 """What must hold before a conversion: a model that a copy stands for, plain parts, weights that are parameters."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, LayerScale, LayerScale2d, SyncBatchNormAct
-from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -16,15 +16,8 @@ from ..layers import GroupedLinear
 from ..layers.plain import why_not_plain
 from ..layers.quantization_aware import is_rounding_hook
 from ..layers.sync_norm import SyncNorm
+from .wrappers import WRAPPERS
 
-#: What holds a model, and the attribute to pass instead of it.
-WRAPPERS: dict[type[nn.Module], str] = {
-    nn.parallel.DistributedDataParallel: "module",
-    nn.DataParallel: "module",
-    torch.optim.swa_utils.AveragedModel: "module",
-    ModelEmaV2: "module",
-    ModelEmaV3: "module",
-}
 #: Layers whose parameters say what they compute. Those that normalize and activate do with an activation of Identity.
 PLAIN = (
     nn.Linear,
@@ -53,35 +46,37 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy of a model, which may have computed weights (pruned ones, older norms): PyTorch alone refuses those.
 
     Raises:
-        ValueError: if the copy would not compute with its own weights.
+        ValueError: if a module has a ``forward`` that a copy would share.
     """
-    ensure_copyable(model)
+    check_forwards(model)
     values = [value for module in model.modules() for value in vars(module).values()]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
     return copy.deepcopy(model, memo)
 
 
-def ensure_copyable(model: nn.Module) -> None:
-    """Raise ValueError unless a deep copy of the model computes with its own weights.
+def check_forwards(model: nn.Module) -> None:
+    """Raise ValueError if a module has a ``forward`` of its own that is not bound to it.
 
-    A copy of an instance's ``forward`` that is a closure still runs the original, and wrappers (DDP, torch.compile,
-    EMA) hold more than a model.
+    A copy of such a model runs the original's function, with the original's weights.
     """
     for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) has had its forward replaced by a function that is "
+                f"not bound to it, so a copy would still run the original: define a subclass with that forward instead"
+            )
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Raise ValueError if a model is or holds another one's wrapper: DDP, torch.compile, an average of weights."""
+    for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
-        for wrapper, attribute in WRAPPERS.items():
-            if isinstance(module, wrapper):
-                raise ValueError(f"{where} wraps a model: pass the model itself, its attribute {attribute}")
-        if hasattr(module, "_orig_mod"):
-            raise ValueError(f"{where} is compiled by torch.compile: pass the model itself, its attribute _orig_mod")
+        if isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
+            attribute = "module" if isinstance(module, WRAPPERS) else "_orig_mod"
+            raise ValueError(f"{where} wraps a model: pass the model itself, its attribute {attribute}")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
-        forward = vars(module).get("forward")
-        if forward is not None and getattr(forward, "__self__", None) is not module:
-            raise ValueError(
-                f"{where} has a forward that was assigned to it and is not a method of it, so a copy would run the "
-                f"original's: delete it (del module.forward) or move it into a class"
-            )
 
 
 @torch.no_grad()
