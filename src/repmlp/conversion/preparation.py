@@ -68,8 +68,8 @@ def check_forwards(model: nn.Module) -> None:
             )
 
 
-def check_wrappers(model: nn.Module) -> None:
-    """Raise ValueError if a model is or holds another one's wrapper: DDP, torch.compile, an average of weights."""
+def ensure_copyable(model: nn.Module) -> None:
+    """Raise ValueError if a copy would run the original, or a module is a wrapper: DDP, torch.compile, an average."""
     for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
@@ -77,6 +77,7 @@ def check_wrappers(model: nn.Module) -> None:
             raise ValueError(f"{where} wraps a model: pass the model itself, its attribute {attribute}")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
+    check_forwards(model)
 
 
 @torch.no_grad()

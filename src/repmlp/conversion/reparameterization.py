@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .contract import is_reparameterized, iter_training_forms
 from .converters import DryRun, Twin, call_converters, converter, dry_run, replace, storage_of, tensors_of
-from .preparation import check_forwards, check_wrappers, copied, lost_hooks, package_of, why_not_removable
+from .preparation import copied, ensure_copyable, lost_hooks, package_of, why_not_removable
 
 
 @torch.inference_mode(False)  # the deploy form can be trained, wherever it was made
@@ -37,8 +37,7 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
     Raises:
         ValueError: if nothing in the model can be converted, or something cannot be converted right.
     """
-    check_wrappers(model)
-    check_forwards(model)
+    ensure_copyable(model)
     model = model if inplace else copied(model)
     runs = _dry_runs(model)
     if not runs and not is_reparameterized(model):
