@@ -37,5 +37,5 @@ def test_the_bug_is_found_in_its_block():
         exec(block.replace(BUG, "") + convert, names)
     report = names["report"]
     assert {row.name for row in report.blocks if row.ratio > LIMIT} == {"1", "3"}
-    shown = re.search(r"    (First difference in .*?) \d+:", TEXT)[1]
+    shown = re.search(r"    (First difference in .*? channel) ", TEXT)[1]
     assert report.where().startswith(shown)
