@@ -46,9 +46,9 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy of a model, which may have computed weights (pruned ones, older norms): PyTorch alone refuses those.
 
     Raises:
-        ValueError: if a module has a ``forward`` that a copy would share.
+        ValueError: if a copy would not compute with its own weights (:func:`ensure_copyable`).
     """
-    check_forwards(model)
+    ensure_copyable(model)
     values = [value for module in model.modules() for value in vars(module).values()]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
     return copy.deepcopy(model, memo)
