@@ -93,7 +93,7 @@ def training_progress(epochs: int) -> Iterator[TrainingProgress]:
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that shows on a line of the terminal what is being done, how much of it, of how much."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)
