@@ -353,3 +353,16 @@ def test_twice(family, plain):
 def test_a_model_without_convs_has_nothing_to_convert():
     with pytest.raises(ValueError, match=r"nothing to convert: .* and what repmlp\.inject_locality was called on have"):
         repmlp.reparameterize(small("ResMLP"))
+
+
+def test_a_network_with_injected_convs_is_traced_and_scripted_as_the_plain_one_is(plain, images):
+    model = repmlp.inject_locality(plain, (1, 3)).eval()
+    for traced in (torch.fx.symbolic_trace(model), torch.jit.script(model)):
+        assert_same(traced(images), model(images))
+        assert_same(traced(images[:1]), model(images[:1]))
+    assert model(images[:0]).shape == (0, 5)
+
+
+def test_one_kernel_size_may_be_a_number(plain):
+    repmlp.inject_locality(plain, 3)
+    assert {tuple(call["kernel_sizes"][0]) for call in injected_locality(plain)} == {(3, 3)}

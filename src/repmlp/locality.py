@@ -20,7 +20,7 @@ TOKEN_MIXING_FCS: dict[type[nn.Module], tuple[str, ...]] = {
 
 def inject_locality(
     model: Any,
-    kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3),
+    kernel_sizes: int | Iterable[int | tuple[int, int]] = (1, 3),
     layers: str | Iterable[str] | None = None,
     grid: int | tuple[int, int] | None = None,
     class_token: bool = False,
@@ -38,7 +38,7 @@ def inject_locality(
 
     Args:
         model: with such FCs; changed in place.
-        kernel_sizes: of the convs, ints or (kh, kw), odd and not larger than the grid.
+        kernel_sizes: of the convs, ints or (kh, kw), odd and not larger than the grid; an int for a single conv.
         layers: names of the FCs, as in ``model.named_modules()``: each an ``nn.Linear`` with the tokens on the last
             axis of its input, an ``nn.Conv1d`` of kernel size 1 with the tokens on the middle axis, or a
             :class:`~repmlp.layers.GroupedLinear` (an FC for each group, for example for each channel), with a bias.
@@ -62,7 +62,7 @@ def inject_locality(
             f"timm's ResMLP, gMLP or MLP-Mixer; name those that it has in layers, and their grid"
         )
     size = _grid(model, grid, check=layers is None)
-    kernels = [to_2tuple(k) for k in kernel_sizes]
+    kernels = [to_2tuple(k) for k in ([kernel_sizes] if isinstance(kernel_sizes, int) else kernel_sizes)]
     beside = {}  # by the FC, which may have several names
     for name, fc in found.items():
         try:

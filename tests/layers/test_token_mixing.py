@@ -315,3 +315,25 @@ def test_a_weight_that_is_stored_transposed_is_refused():
 
     with pytest.raises(ValueError, match="Transposed is not an FC over tokens"):
         inject(Transposed())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_layer_runs_in_torchscript_and_under_fx(layer, x, training):
+    layer.train(training)
+    expected = copy.deepcopy(layer)(x)
+    for traced in (torch.jit.script(copy.deepcopy(layer)), torch.fx.symbolic_trace(copy.deepcopy(layer))):
+        assert_same(traced(x), expected)
+        assert_same(traced(x[:1]), copy.deepcopy(layer)(x[:1]))  # no batch size is written into it
+
+
+def test_a_batch_of_no_images(layer, x):
+    assert layer.eval()(x[:0]).shape == (0, *layer(x).shape[1:])
+
+
+def test_a_linear_layer_takes_any_leading_axes():
+    layer = randomize(inject(nn.Linear(T, T).double()))
+    x = torch.randn(2, 3, 5, T, dtype=torch.float64)
+    expected = layer(x)
+    assert_close(layer(x[1]), expected[1], 1e-12)
+    assert_close(layer(x[1, 2]), expected[1, 2], 1e-12)
+    assert_close(layer(x[1, 2, 3]), expected[1, 2, 3], 1e-12)

@@ -9,13 +9,13 @@ N images, C channels that share the FC, H,W grid, T = H*W tokens, g groups, I/O 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import add_conv_to_linear_, to_double
+from ..functional import add_conv_to_linear_, grouped_linear, to_double
 from .factory import FactoryArgs
 from .grouped_linear import GroupedLinear
 from .perceptrons import LocalPerceptron
@@ -35,34 +35,35 @@ class TokenMixing(nn.Module):
         local_perceptron: the convs and their BNs.
     """
 
-    fc_type: type[nn.Module]  # the class of the plain FC
-    token_axis = -1
     grid: tuple[int, int]
     class_token: bool
-    local_perceptron: LocalPerceptron
     deploy: bool
+    if TYPE_CHECKING:  # TorchScript reads annotations, and takes none of modules and types
+        fc_type: type[nn.Module]  # the class of the plain FC
+        local_perceptron: LocalPerceptron
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self._local(x)
+    def _local(self, x: Tensor, C: int, like: Tensor) -> Tensor:
+        """The sum of the branches for x (..., C, I*T) in the shape (..., C, O*T) of ``like``; 0 for a class token.
 
-    def _local(self, x: Tensor) -> Tensor:
-        """The sum of the branches; zero for a class token."""
-        (H, W), local = self.grid, self.local_perceptron
-        I, O = local.in_channels, local.out_channels
-        x = x.movedim(self.token_axis, -1)[..., int(self.class_token) :]  # (N, C, I*T)
-        C = x.shape[-2] if x.dim() > 2 else 1
-        maps = x.reshape(-1, C * I, H, W)  # (N, C*I, H, W)
-        y: Any = None
-        branch: Any
-        for branch in local.branches.values():
+        It runs in TorchScript, under fx and for a batch of 0 images, where ``like`` is needed for the shape.
+        """
+        H, W = self.grid
+        x = x[..., int(self.class_token) :]  # (..., C, I*T)
+        maps = x.reshape(-1, C * self.local_perceptron.in_channels, H, W)  # (N, C*I, H, W)
+        y: Tensor | None = None
+        for branch in self.local_perceptron.branches.values():
             # All channels share the kernel, as if the branch ran on (N*C, I, H, W). One conv of C groups computes the
-            # same, and is faster than convs on maps of one channel.
-            conv = branch.conv
-            z = F.conv2d(maps, conv.weight.repeat(C, 1, 1, 1), padding=conv.padding, groups=C * conv.groups)
-            z = branch.bn(z.reshape(-1, O, H, W))  # (N*C, O, H, W)
+            # same, and is not slowed down by maps of one channel.
+            z = F.conv2d(
+                maps, branch.conv.weight.repeat(C, 1, 1, 1), padding=branch.conv.padding, groups=C * branch.conv.groups
+            )
+            z = branch.bn(z.reshape(-1, self.local_perceptron.out_channels, H, W))  # (N*C, O, H, W)
             y = z if y is None else y + z
-        y = y.reshape(*x.shape[:-1], -1)  # (N, C, O*T)
-        return (F.pad(y, (1, 0)) if self.class_token else y).movedim(-1, self.token_axis)
+        assert y is not None
+        y = y.flatten(1)  # (N*C, O*T)
+        if self.class_token:
+            y = F.pad(y, [1, 0])
+        return y.reshape(like.shape)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -92,18 +93,30 @@ class TokenMixingLinear(TokenMixing, nn.Linear):
 
     fc_type = nn.Linear
 
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        maps = torch.atleast_2d(x)
+        return y + self._local(maps, maps.shape[-2], y)
+
 
 class TokenMixingConv1d(TokenMixing, nn.Conv1d):
     """An FC on the middle axis, written as a conv of kernel size 1: x is (N, I*T, C), with tokens before channels."""
 
     fc_type = nn.Conv1d
-    token_axis = -2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv1d(x, self.weight, self.bias, groups=self.groups)
+        return y + self._local(x.transpose(-1, -2), x.shape[-1], y.transpose(-1, -2)).transpose(-1, -2)
 
 
 class TokenMixingGroupedLinear(TokenMixing, GroupedLinear):
     """One FC per group, for example per channel: x is (N, I*T), with one map or r of them per group."""
 
     fc_type = GroupedLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = grouped_linear(x, self.weight, self.bias)
+        return y + self._local(x, 1, y)
 
 
 _CLASSES: dict[type[nn.Module], type[TokenMixing]] = {
