@@ -44,6 +44,26 @@ def folder(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "LA", "P", "I;16", "CMYK", "turned"])
+def test_prepare_reads_any_image_as_this_package_does(tmp_path, kind, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
+    image = Image.fromarray(pixels).convert("RGBA")
+    image.putalpha(Image.fromarray(pixels[..., 0]))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if kind == "turned" else 1
+    wide = Image.fromarray(pixels[..., 0].astype(np.uint16) * 250)
+    image = wide if kind == "I;16" else image.convert("RGB" if kind == "turned" else kind)
+    image.save(tmp_path / "image.tif" if kind == "CMYK" else tmp_path / "image.png", exif=exif)
+    (path,) = tmp_path.iterdir()
+    config = {"input_size": (channels, 8, 8), "mean": (0.5,) * channels, "std": (0.5,) * channels}
+    config |= {"crop_pct": 0.8, "interpolation": "bilinear", "crop_mode": "center"}
+    names: dict = {}
+    exec(PREPARE, names)
+    expected = eval_transform(config)(open_image(path))[None]
+    np.testing.assert_allclose(names["prepare"](path, config), expected.numpy(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("i", range(len(FILES)), ids=FILES)
 def test_a_snippet_gives_the_logits_of_the_model(model, folder, i, monkeypatch, capsys):
     assert len(SNIPPETS) == len(FILES)
