@@ -92,3 +92,12 @@ def test_a_new_head_has_no_label_names(tmp_path):
     done = export(model, tmp_path / "b.pt2")
     assert "label_names" not in done.metadata
     assert load_exported(done.file).num_classes == 5
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_the_network_in_a_wrapper_is_exported(tmp_path, wrap):
+    model = network()
+    done = export(wrap(model), tmp_path / "a.pt2")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(load_exported(done.file)(x), model(x))

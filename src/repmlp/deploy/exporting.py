@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion import example_inputs, needs_reparameterize
+from ..conversion import example_inputs, needs_reparameterize, unwrap_model
 from ..conversion.rounding import largest_deviation
 from ..files import atomic_file, claim, ensure_can_write
 from .check_files import CHECK_SUFFIXES, outputs_of, write_check_files
@@ -64,7 +64,7 @@ def export(
 
     Args:
         model: made by ``timm.create_model``, in deploy form or with nothing to convert; also with ``features_only``,
-            where each map is an output named as in ``feature_info``.
+            where each map is an output named as in ``feature_info``. Wrappers are unwrapped.
         file: to write. OpenVINO's is a pair, the .xml named here and a .bin.
         format: onnx, openvino, torch (a program of ``torch.export``) or aoti (that program compiled for CPUs like
             this one; needs a C++ compiler); by default what the suffix of the file says.
@@ -83,6 +83,7 @@ def export(
     """
     file = Path(file)
     engine, opset = check_target(file, format, opset, overwrite)
+    model = unwrap_model(model)
     if needs_reparameterize(model):
         raise ValueError(
             f"this {type(model).__name__} is in training form: its file would run every conv and batch norm that the "

@@ -20,7 +20,7 @@ from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ..conversion import needs_reparameterize
+from ..conversion import needs_reparameterize, unwrap_model
 from ..data import ImageData, Transformed, eval_transform
 from ..files import atomic_file, claim
 from ..layers import GroupedLinear
@@ -108,6 +108,7 @@ def quantize(
     """
     file = Path(file)
     writer, method = check_target(file, engine, method, overwrite)
+    model = unwrap_model(model)
     if needs_reparameterize(model):
         raise ValueError(
             f"this {type(model).__name__} is in training form, whose FC3 is not yet the one that is deployed: "
