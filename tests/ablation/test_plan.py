@@ -14,6 +14,7 @@ from repmlp.ablation.plan import _step_and_look
 from repmlp.counting import Complexity
 from repmlp.data import load_data
 from repmlp.deploy import Timing
+from repmlp.training.setup import build_accelerator
 
 ROWS = choose_rows(["pure-mlp", "conv9"])
 
@@ -57,9 +58,9 @@ def test_a_step_trains_and_a_look_does_not(settings, monkeypatch, tmp_path):
         return model, optimizer
 
     monkeypatch.setattr(Accelerator, "prepare", prepare)
-    accelerator = Accelerator(cpu=True)
     (job,) = plan_jobs(replace(RECIPE, **settings), tmp_path, ROWS[:1], [0])
-    _, step, look = _step_and_look(job.settings, load_data("digits"), 32, accelerator)
+    accelerator = build_accelerator(job.settings)
+    _, step, look = _step_and_look(job.settings, load_data("digits"), 32, 40, accelerator)
     start = {key: value.clone() for key, value in seen["model"].state_dict().items()}
     look()
     assert all(torch.equal(start[key], value) for key, value in seen["model"].state_dict().items())
