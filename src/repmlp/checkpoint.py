@@ -10,13 +10,13 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .conversion import deploy_arguments, timm_model
 from .conversion.forms import describe_form, rebuild_form_
 from .files import atomic_folder, ensure_can_write, ensure_folder
-from .files import rmtree_if_exists as remove  # noqa: F401
 from .locality import inject_locality, injected_locality
 from .model_config import FORMAT, check_label_names, check_network, label_names_of, read_config
 
@@ -68,6 +68,8 @@ def write_model_folder(
         check_label_names(label_names, model.num_classes)
     names = list(label_names) if label_names is not None else label_names_of(model)
     locality = injected_locality(model)
+    own = tuple(get_model_input_config(model)["input_size"])
+    size = {} if own == tuple(model.pretrained_cfg["input_size"]) else {"input_size": own}  # it was made for another
     with atomic_folder(folder, MODEL_FILES) as new:
         write_weights(model.state_dict(), new / WEIGHTS)
         save_config_for_hf(
@@ -81,7 +83,7 @@ def write_model_folder(
                 **describe_form(model),
             },
             model_args=deploy_arguments(model) or None,
-            data_config=dict(data_config) if data_config else None,
+            data_config={**(data_config or {}), **size},
         )
     return Path(folder)
 
@@ -171,10 +173,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         total.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def check_free(folder: Path, marker: str, overwrite: bool) -> None:
-    ensure_can_write(folder, ("*",), overwrite)
 
 
 def check_architecture(name: str) -> None:
