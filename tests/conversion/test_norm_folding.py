@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from types import MethodType
 
 import pytest
 import timm
@@ -78,7 +79,7 @@ def watched(module):
 
 
 def own_forward(module):
-    module.forward = lambda x: F.relu(nn.BatchNorm2d.forward(module, x))
+    module.forward = MethodType(lambda self, x: F.relu(nn.BatchNorm2d.forward(self, x)), module)
     return module
 
 
@@ -248,6 +249,13 @@ def test_a_model_that_cannot_be_traced_is_an_error_and_stays_as_it_was():
         repmlp.fold_norms(model, torch.ones(IMAGES), inplace=True)
     assert norms(model)
     assert model.training
+
+
+def test_a_forward_that_a_copy_would_share_is_refused():
+    model = chain(conv=conv(), bn=norm())
+    model.bn.forward = lambda x: x
+    with pytest.raises(ValueError, match="bn"):
+        repmlp.fold_norms(model, torch.ones(IMAGES))
 
 
 def test_inputs_of_a_model_that_states_no_size_are_asked_for():
