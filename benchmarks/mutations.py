@@ -44,6 +44,7 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
         for m in model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
+                assert m.running_var is not None
                 m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=generator))
                 m.running_var.copy_(torch.rand(m.running_var.shape, generator=generator) * 2 + 0.1)
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator))
@@ -162,7 +163,8 @@ def convert(model: nn.Module) -> nn.Module:
 
 def convert_natively(model: nn.Module) -> nn.Module:
     """With timm's own function, which merges in the dtype of the weights."""
-    return reparameterize_model(nn.Sequential(model))[0]
+    (converted,) = reparameterize_model(nn.Sequential(model)).children()
+    return converted
 
 
 def convert_and_fold(model: nn.Module) -> nn.Module:

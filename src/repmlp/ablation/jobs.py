@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from repmlp_settings import Train
 
@@ -126,7 +127,11 @@ class Job:
         )
         images = build_test_loader(model, data, settings.batch_size, settings.workers)
         forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
-        totals, _ = classify([lambda x, own=network: own(x.to(device)) for network in forms.values()], images)
+
+        def on_device(network: nn.Module) -> Callable[[Tensor], Tensor]:
+            return lambda x: network(x.to(device))
+
+        totals, _ = classify([on_device(network) for network in forms.values()], images)
         correct = {form: own.correct for form, own in zip(forms, totals, strict=True)}
         values = {"images": totals[0].images, "correct": correct, "machine": machine_with(device)}
         with atomic_file(self.converted) as path:

@@ -69,7 +69,7 @@ def fitting_state(folder: str | Path, errors: tuple[type[Exception], ...] = ()) 
     """
     try:
         yield
-    except (LookupError, TypeError, AttributeError, *errors) as error:
+    except (LookupError, TypeError, AttributeError, *errors) as error:  # type: ignore[misc]
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{Path(folder) / STATE} does not fit the run that config.yaml describes "
