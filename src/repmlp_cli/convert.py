@@ -14,6 +14,7 @@ from repmlp.files import atomic_file, ensure_can_write
 from repmlp_settings import Convert
 
 from .console import print_report, say
+from .verify import inputs_for
 
 
 def run(settings: Convert) -> int:
@@ -48,7 +49,7 @@ def run(settings: Convert) -> int:
         if describe_form(deploy) == describe_form(model):
             say(f"{settings.model} has nothing to convert or fold: nothing written")
             return 0
-    report = verify(model, deploy, tolerance=settings.tolerance)
+    report = verify(model, deploy, inputs_for(settings.model, model), settings.tolerance)
     print_report(report)
     if not report:
         say(("the forms differ: nothing written", "red"))

@@ -147,9 +147,29 @@ def test_verify(run, tmp_path, capsys):
     assert main(["verify", *arguments]) == 0
     assert "50 of 50 top-1 predictions agree" in capsys.readouterr().out
     assert json.loads(report.read_text())["equal"] is True
-    assert main(["verify", str(run)]) == 0  # against a conversion in memory
+    assert main(["verify", str(run), "--images", "20"]) == 0  # against a conversion in memory
+    shown = capsys.readouterr().out
+    assert "compared on 20 test images of digits and 20 random ones" in shown
+    assert "40 of 40 top-1 predictions agree" in shown
     assert main(["verify", str(run), "--tolerance", "1e-12"]) == 1
     assert "NOT EQUAL" in capsys.readouterr().out
+
+
+def test_verify_names_the_first_difference(run, tmp_path, capsys):
+    deploy = repmlp.reparameterize(repmlp.load_model(run))
+    with torch.no_grad():
+        deploy.stages[0][2].partition_perceptron.fc3.bias[5] += 0.1
+    repmlp.save_model(deploy, tmp_path / "wrong")
+    assert main(["verify", str(run / "model"), str(tmp_path / "wrong"), "--images=2"]) == 1
+    shown = capsys.readouterr().out
+    assert "First difference in stages.0.2, in tensor stages.0.2.partition_perceptron.fc3.bias" in shown
+
+
+@pytest.mark.parametrize("images", [0, -1])
+def test_verify_needs_an_image(run, capsys, images):
+    assert main(["verify", str(run), f"--images={images}"]) == 2
+    assert f"--images is {images}: compare on one image or more" in capsys.readouterr().err
+    assert main(["verify", str(run / "model"), "--images=1"]) == 0  # one is enough
 
 
 def test_eval_gives_the_accuracy_of_training_in_both_forms(run, tmp_path, capsys):

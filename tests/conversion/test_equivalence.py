@@ -275,3 +275,79 @@ def test_a_model_that_states_no_size_needs_inputs():
     ):
         repmlp.verify(model, model)
     assert repmlp.verify(model, repmlp.reparameterize(model), torch.randn(1, 3, 4, 4))
+
+
+# Any signature
+
+
+class Several(nn.Module):
+    """Several inputs, one of them integers; outputs of several kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.fc, self.block = nn.Embedding(5, 3), nn.Linear(3, 4), ConvNorm(3, 4)
+
+    def forward(self, tokens, image, scale=1.0):
+        x, y = self.fc(self.embedding(tokens)), self.block(image)
+        return {"tokens": x * scale, "maps": [y, (y.mean((2, 3)), None)], "scale": scale}
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_several_inputs_and_nested_outputs(keywords):
+    model = randomize(Several())
+    tokens, image = torch.tensor([[0, 1], [4, 2]]), torch.randn(2, 3, 4, 4)
+    inputs = {"image": image, "tokens": tokens, "scale": 2.0} if keywords else (tokens, image)
+    deployed = repmlp.reparameterize(model)
+    assert repmlp.verify(model, deployed, inputs)
+    with torch.no_grad():
+        deployed.embedding.weight[3] += 1  # a token that is not in the inputs
+    report = repmlp.verify(model, deployed, inputs)
+    assert report.network.float64.relative < 1e-7
+    assert not report or report.first_difference is None
+
+
+def test_a_callable_is_compared_as_a_whole(model, deployed):
+    x = torch.randn(4, 3, 16, 16)
+    assert repmlp.verify(model, lambda x: [deployed(x).numpy()], x)  # as a session of an engine
+    assert repmlp.verify(model, torch.jit.trace(deployed, x, check_trace=False), x)
+    report = repmlp.verify(model, lambda x: deployed(x) * (1 + 1e-3), x)
+    assert not report
+    assert report.first_difference.name == "whole network"
+
+
+def test_autocast_and_inference_mode_change_nothing(model, deployed):
+    expected = repmlp.verify(model, deployed)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert repmlp.verify(model, deployed) == expected
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_forward_that_a_copy_would_share_is_refused(model, deployed, which):
+    """Else the copy would run the original, and any error in it would be found equal."""
+    models = [model, deployed]
+    head = models[which].head
+    forward = head.forward
+    head.forward = lambda x: forward(x)
+    with pytest.raises(ValueError, match="head"):
+        repmlp.verify(*models)
+    del head.forward
+    assert repmlp.verify(*models)
+
+
+def test_zero_images_are_refused_and_one_is_enough(model, deployed):
+    with pytest.raises(ValueError, match="inputs have zero images: pass one or more"):
+        repmlp.verify(model, deployed, torch.zeros(0, 3, 16, 16))
+    with pytest.raises(ValueError, match="cannot make -1 images"):
+        example_inputs(model, -1)
+    assert repmlp.verify(model, deployed, torch.randn(1, 3, 16, 16))
+
+
+def test_models_that_rounding_changes_too_much_are_not_called_equal_as_a_whole():
+    """Compared by module they are."""
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(ConvNorm(3, 4), nn.ReLU(), ConvNorm(4, 4)).bfloat16())
+    with torch.no_grad():
+        model[2].bn.running_mean *= 100
+        model[2].bn.bias.copy_(100 * model[2].bn.running_mean * model[2].bn.weight / 10)
+    deployed, x = repmlp.reparameterize(model), torch.randn(2, 3, 5, 5)
+    assert repmlp.verify(model, deployed, x)

@@ -18,7 +18,19 @@ from .report import NETWORK, BlockDeviation, EquivalenceReport
 from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def _plain_arithmetic() -> Iterator[None]:
+    """Without autocast, inference mode, or the rounding of float32 convs and products to 10 bits on GPUs."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        yield
+
+
+@_plain_arithmetic()
 def verify(
     a: nn.Module,
     b: nn.Module | Callable[..., Any],
@@ -53,21 +65,20 @@ def verify(
     if batch == 0:
         raise ValueError("inputs have zero images: pass one or more")
     few = _cast(_some_rows((args, kwargs), batch), torch.float64)
-    with _plain_arithmetic():
-        a = copied(a).eval()
-        modules: tuple[BlockDeviation, ...] = ()
-        if isinstance(b, nn.Module) and not _is_compiled(b):
-            b = copied(b).eval()
-            comparison = Comparison(a, b, names or {}, tolerance)
-            tally, ours, theirs = comparison.network(*few)
-            rows = comparison.modules()
-            root = rows.pop("", None)
-            modules, whole = tuple(rows.values()), comparison.whole
-        else:
-            tally, ours, theirs = _compare_callable(a, b, few)
-            root, whole = None, True
-        exact = largest_deviation(ours, theirs)
-        ours, theirs = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a))), _call(b, args, kwargs, _dtype(a))
+    a = copied(a).eval()
+    modules: tuple[BlockDeviation, ...] = ()
+    if isinstance(b, nn.Module) and not _is_compiled(b):
+        b = copied(b).eval()
+        comparison = Comparison(a, b, names or {}, tolerance)
+        tally, ours, theirs = comparison.network(*few)
+        rows = comparison.modules()
+        root = rows.pop("", None)
+        modules, whole = tuple(rows.values()), comparison.whole
+    else:
+        tally, ours, theirs = _compare_callable(a, b, few)
+        root, whole = None, True
+    exact = largest_deviation(ours, theirs)
+    ours, theirs = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a))), _call(b, args, kwargs, _dtype(a))
     verdict = tally.verdict()
     network = BlockDeviation(NETWORK, largest_deviation(ours, theirs), exact, **vars(verdict))
     if root is not None and root.ratio > network.ratio:
@@ -153,15 +164,3 @@ def _agreement(a: Any, b: Any) -> tuple[int, int]:
         ((_, (ours, theirs)),) = paired_tensors(a, b)
         return int((ours.argmax(1) == theirs.argmax(1)).sum()), len(ours)
     return 0, 0
-
-
-@contextlib.contextmanager
-def _plain_arithmetic() -> Iterator[None]:
-    """Without autocast, inference mode, or the rounding of float32 convs and products to 10 bits on GPUs."""
-    with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        yield

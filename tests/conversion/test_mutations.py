@@ -1,0 +1,42 @@
+"""A sample of what benchmarks/mutations.py counts: single random errors are found, exact conversions accepted."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def mutations():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("mutations", BENCHMARKS / "mutations.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_random_errors_are_found(mutations):
+    results = mutations.run_mutations(24, (mutations.small(seed) for seed in range(1000, 1012)), 2, seed=1000)
+    assert len(results) == 24
+    assert [row for row in results if row["outcome"] == "missed"] == []
+    assert sum(row["outcome"] == "rejected" for row in results) >= 20
+
+
+def test_exact_conversions_are_accepted(mutations):
+    results = mutations.run_exact(16)
+    assert all(row["accepted"] for row in results)
+    assert {row["dtype"].partition(",")[0] for row in results} == {"float64", "float32", "bfloat16", "float16"}
+    assert max(row["ratio"] for row in results) > 0.1  # they do round
+
+
+@pytest.mark.slow
+def test_random_errors_in_networks_are_found(mutations):
+    results = mutations.run_mutations(39, mutations.networks(), 3, seed=7)
+    assert len(results) == 39
+    assert [row for row in results if row["outcome"] == "missed"] == []
