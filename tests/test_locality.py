@@ -296,9 +296,7 @@ def refused(model, message, **arguments):
 
 def test_a_network_without_token_mixing_fcs():
     model = timm.create_model("resnet10t", device="meta")
-    refused(
-        model, "nothing to inject into: this ResNet has no FC over tokens that is known from timm's ResMLP, gMLP or"
-    )
+    refused(model, "nothing to inject into: this ResNet has no token-mixing FC of timm's ResMLP, gMLP or")
     refused(
         OneTokenMore(), r"nothing to inject into: this OneTokenMore .*; name those that it has in layers, and their"
     )
@@ -313,9 +311,7 @@ def test_a_mixer_whose_hidden_width_is_no_multiple_of_its_tokens():
 
 
 def test_a_grid_that_is_not_that_of_the_model():
-    refused(
-        small("ResMLP"), "the grid 4x3 does not match the model, whose patches form 3x4: leave grid out", grid=(4, 3)
-    )
+    refused(small("ResMLP"), "the grid 4x3 does not match the model, whose patches form 3x4: omit grid", grid=(4, 3))
     refused(small("ResMLP"), "the grid 4x4 does not match the model", grid=4)
     refused(
         OneTokenMore(), r"mixers\.0: 13 inputs are not a multiple of the 16 tokens of a 4x4 grid", layers=NAMES, grid=4
@@ -332,7 +328,7 @@ def test_a_layer_that_is_not_there_or_is_no_fc_over_tokens():
         r"this MlpMixer has no layer 'blocks\.0\.linear_token', did you mean blocks\.0\.linear_tokens",
         layers=["blocks.0.linear_token"],
     )
-    refused(model, r"has no layer 'xyz': model\.named_modules\(\) lists what it has", layers=["xyz"])
+    refused(model, r"has no layer 'xyz': model\.named_modules\(\) lists its layers", layers=["xyz"])
     refused(model, r"^blocks\.0: ResBlock is not an FC over tokens", layers=["blocks.0"])
     refused(model, r"^stem\.proj: Conv2d is not an FC over tokens", layers=["blocks.0.linear_tokens", "stem.proj"])
     refused(model, "^head: 16 inputs are not a multiple of the 12 tokens", layers=["blocks.0.linear_tokens", "head"])

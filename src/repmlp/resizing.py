@@ -1,4 +1,4 @@
-"""The same network for another image size (RepMLP v1, section 4.4)."""
+"""Rebuild a network for another image size (RepMLP v1, section 4.4)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,8 @@ class Resized:
 
     Attributes:
         model: the network for the new size, in the form and mode of the old one.
-        copied: names of the tensors with the old values.
-        reinitialized: names of the tensors with new values: of FC1 and FC2 where the number of partitions changed.
+        copied: names of the tensors copied from the old network.
+        reinitialized: names of the tensors initialized anew: FC1 and FC2 where the number of partitions changed.
         dropped: names of the old network's tensors that the new one does not have.
     """
 
@@ -41,22 +41,23 @@ class Resized:
 
 @torch.no_grad()
 def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resized:
-    """Build a network again for another image size, with the weights of the old one.
+    """Rebuild a network for another image size, with the weights of the old one.
 
     An FC has a fixed size, but only the Global Perceptrons depend on the size of the feature map: FC1 and FC2 have
     ``C*P`` features. They are reinitialized where P changes, as in the paper; everything else, FC3 included, is
     copied. If anything was reinitialized, train the network before you use it.
 
-    The new network keeps what the weights expect of images (mean, std, interpolation, crop) and the class names.
+    The new network keeps the preprocessing that the weights expect (mean, std, interpolation, crop) and the class
+    names.
 
     Args:
-        model: a network of this package, made by ``timm.create_model``; wrappers are taken off.
+        model: a network of this package, made by ``timm.create_model``; wrappers are removed.
         img_size: the new size, (H, W) or one number.
-        changes: other arguments of the network to change with it, for example ``global_reduction``.
+        changes: other arguments of the network to change as well, for example ``global_reduction``.
 
     Raises:
-        ValueError: if the model does not come from timm's registry, or something other than FC1 and FC2
-            would have to change its shape.
+        ValueError: if the model does not come from timm's registry, or a tensor outside FC1 and FC2 would change
+            shape.
     """
     model = timm_model(model)
     old = model.state_dict()

@@ -140,8 +140,8 @@ def test_looking_at_the_state_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.2}, r"pure-mlp/seed-0 was trained with other settings: lr was 0\.1 and is 0\.2 now\. Use"),
-        ({"epochs": 2, "cpu": False}, r"epochs was 1 and is 2 now; cpu was True and is False now"),
+        ({"lr": 0.2}, r"pure-mlp/seed-0 was trained with other settings: lr was 0\.1, now 0\.2\. Use"),
+        ({"epochs": 2, "cpu": False}, r"epochs was 1, now 2; cpu was True, now False"),
         ({"model_args": {"channels": [4, 8], "partition_size": 4, "kernel_sizes": [3]}}, "model_args was .* now"),
     ],
 )
@@ -179,7 +179,7 @@ def test_runs_of_other_processes_are_found(tmp_path):
 
 
 def test_no_seeds_are_told(tmp_path):
-    with pytest.raises(ValueError, match="needs one seed or more"):
+    with pytest.raises(ValueError, match="needs at least one seed"):
         plan_jobs(RECIPE, tmp_path, ROWS, [])
 
 

@@ -71,11 +71,11 @@ def test_the_help_names_every_row():
     ("wrong", "message"),
     [
         ({"model": "repmlp_resnet50"}, "variants of repmlp_cifar, this recipe is for repmlp_resnet50"),
-        ({"model_args": {"block": "conv9"}}, "model_args.block is what the rows of the ablation set"),
-        ({"model_args": {"global_perceptron": False}}, "model_args.global_perceptron is what the rows"),
-        ({"model_args": {"kernel_sizes": []}}, "row B, no Local Perceptron, would be the pure MLP again"),
-        ({"weights": "x"}, "weights is not possible with every row"),
-        ({"qat": True}, "qat is not possible with every row"),
+        ({"model_args": {"block": "conv9"}}, "model_args.block is set by the rows of the ablation"),
+        ({"model_args": {"global_perceptron": False}}, "model_args.global_perceptron is set by the rows"),
+        ({"model_args": {"kernel_sizes": []}}, "row B, no Local Perceptron, would equal the pure MLP"),
+        ({"weights": "x"}, "not every row of the ablation supports weights"),
+        ({"qat": True}, "not every row of the ablation supports qat"),
     ],
 )
 def test_a_recipe_that_no_ablation_can_be_made_of(wrong, message):

@@ -93,8 +93,8 @@ def test_the_plan_writes_nothing_and_says_what_is_left(folder, recipe, tmp_path,
 def test_a_changed_recipe_is_refused_and_nothing_is_touched(folder, recipe, capsys):
     before = times(folder, "**/*")
     assert main(["ablate", recipe, str(folder), "--epochs", "3", "--batch-size", "64"]) == 2
-    assert "batch_size was 32 and is 64 now" in (error := capsys.readouterr().err)
-    assert "epochs was 1 and is 3 now" in error
+    assert "batch_size was 32, now 64" in (error := capsys.readouterr().err)
+    assert "epochs was 1, now 3" in error
     assert times(folder, "**/*") == before
 
 

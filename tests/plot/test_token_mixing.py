@@ -52,7 +52,7 @@ def test_it_draws_the_first_and_the_last_fc(tmp_path):
 
 def test_models_that_it_cannot_draw(tmp_path):
     image = tmp_path / "row.png"
-    with pytest.raises(ValueError, match="no FC of the trained model has convs beside it: pass the model in training"):
+    with pytest.raises(ValueError, match="no FC of the trained model has convs in parallel: pass the model in"):
         plot_token_mixing(model(), repmlp.reparameterize(model()), image)
     with pytest.raises(ValueError, match="the initial model has no FC 0 of this size: pass the same model before"):
         plot_token_mixing(nn.Sequential(nn.Linear(9, 9)), model(), image)

@@ -1,4 +1,4 @@
-"""The paper's ablation: the same training with and without each part of RepMLP (v1, section 4.1)."""
+"""The paper's ablation study: the same training with and without each part of RepMLP (v1, section 4.1)."""
 
 from .jobs import Job, plan_jobs
 from .plan import Cost, measure_costs

@@ -1,8 +1,8 @@
-"""The trainings of an ablation as run folders: which are finished, and how several processes share the rest.
+"""The training runs of an ablation as run folders: which are finished, and how processes share the others.
 
-OUTPUT/no-local/seed-0/                 a run folder of `repmlp train`; test.json says that it is finished
-OUTPUT/no-local/seed-0/converted.json   how many test images the deploy form gets right, and on which machine
-OUTPUT/no-local/.repmlp-lock-seed-0     held by the process that trains it; a process that ends lets go of it
+OUTPUT/no-local/seed-0/                 a run folder of `repmlp train`; it is finished once test.json exists
+OUTPUT/no-local/seed-0/converted.json   correct test predictions of the deploy form, and the machine
+OUTPUT/no-local/.repmlp-lock-seed-0     lock of the process that trains it; released however the process ends
 """
 
 import json
@@ -28,7 +28,7 @@ from .rows import ROWS, Row, check_recipe
 
 DEPLOY, TRAINING = "deploy form", "training form"
 State = Literal["new", "interrupted", "running", "finished"]
-#: Settings that say where a run reads and writes, and change nothing of what it computes.
+#: Settings for where a run reads and writes; they do not affect what it computes.
 NOT_COMPARED = {
     "output",
     "resume",
@@ -43,7 +43,7 @@ NOT_COMPARED = {
 
 @dataclass(frozen=True)
 class Job:
-    """The training of one row with one seed."""
+    """The training run of one row with one seed."""
 
     row: Row
     settings: Train
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def state(self) -> State:
-        """Looked up on disk; writes nothing."""
+        """Read from disk; writes nothing."""
         if self.converted.exists():
             return "finished"
         if is_claimed(self.folder):
@@ -80,17 +80,17 @@ class Job:
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
         on_check: Callable[[int, int], None] = lambda checked, images: None,
     ) -> bool:
-        """Train, or go on where the run was interrupted, or do nothing if it is finished; then test both forms.
+        """Train, or resume an interrupted run, or skip a finished one; then test both forms.
 
         Returns:
-            Whether the run is finished now; False if another process has it.
+            Whether the run is now finished; False if another process is training it.
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(claim(self.folder, wait=1))  # longer than a look at `state` holds the lock
+                stack.enter_context(claim(self.folder, wait=1))  # longer than reading `state` holds the lock
             except BlockingIOError:
                 return False
-            if not (self.folder / "test.json").exists():  # which train writes at its end
+            if not (self.folder / "test.json").exists():  # train writes it last
                 settings = Train(output=str(self.folder), resume=True) if self._begun else self.settings
                 train(settings, on_step, on_epoch, on_check)
             if not self.converted.exists():
@@ -98,7 +98,7 @@ class Job:
             return True
 
     def differences(self) -> dict[str, tuple[Any, Any]]:
-        """Settings that the run folder was written with and that are others now, by name: (then, now).
+        """Settings that differ from those in the run folder, by name: (then, now).
 
         Raises:
             ValueError: if its config.yaml cannot be read.
@@ -115,9 +115,9 @@ class Job:
 
     @torch.inference_mode()
     def _test_both_forms(self) -> None:
-        """Classify the test images with the kept weights, not converted and converted, both in their own dtype.
+        """Classify the test images with the kept weights, before and after conversion, both in their own dtype.
 
-        In float32, then, also where training ran in mixed precision, whose rounding would differ between the forms.
+        That is float32 even after mixed-precision training, whose rounding would differ between the forms.
         """
         settings = self.settings
         device = device_of(settings)
@@ -139,33 +139,33 @@ class Job:
 
 
 def device_of(settings: Train) -> torch.device:
-    """Where :func:`repmlp.training.train` runs with these settings."""
+    """The device that :func:`repmlp.training.train` uses with these settings."""
     return Accelerator(mixed_precision=settings.precision, cpu=settings.cpu).device
 
 
 def machine_with(device: torch.device) -> dict[str, Any]:
-    """The machine, and the name of its accelerator if that is used."""
+    """The machine, and the name of its accelerator if ``device`` is one."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {**machine(), "device": name}
 
 
 def plan_jobs(recipe: Train, output: Path, rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
-    """One job for each row and seed: all rows with the first seed, then all with the next.
+    """One job per row and seed: all rows with the first seed, then all with the next.
 
     Raises:
-        ValueError: if the recipe does not fit an ablation, no seed is given, or a run in the folder was
-            trained with other settings.
+        ValueError: if the recipe does not suit an ablation, no seed is given, or a run in the folder was trained
+            with other settings.
     """
     check_recipe(recipe)
     if not seeds:
-        raise ValueError("an ablation needs one seed or more, for example --seeds 0,1,2")
+        raise ValueError("an ablation needs at least one seed, for example 0, 1 and 2")
     jobs = [job_of(recipe, output, row, seed) for seed in dict.fromkeys(seeds) for row in rows]
     for job in with_found(jobs, recipe, output):
         if differences := job.differences():
-            told = "; ".join(f"{name} was {then!r} and is {now!r} now" for name, (then, now) in differences.items())
+            changed = "; ".join(f"{name} was {then!r}, now {now!r}" for name, (then, now) in differences.items())
             raise ValueError(
-                f"{job.folder} was trained with other settings: {told}. Use the settings that it was made with, "
-                f"or another output folder: an ablation compares runs of one recipe"
+                f"{job.folder} was trained with other settings: {changed}. Use the same settings again, or another "
+                f"output folder: an ablation compares runs of one recipe"
             )
     return jobs
 
@@ -175,7 +175,7 @@ def job_of(recipe: Train, output: Path, row: Row, seed: int) -> Job:
 
 
 def with_found(jobs: Sequence[Job], recipe: Train, output: Path) -> list[Job]:
-    """These jobs and those of all other runs in the folder, which other processes were given: row by row."""
+    """These jobs plus those of all other runs in the folder, started by other processes, ordered by row."""
     wanted = {(job.row.name, job.settings.seed) for job in jobs}
     found = {
         (row.name, int(path.parent.name.removeprefix("seed-")))

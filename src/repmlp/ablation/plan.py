@@ -1,4 +1,4 @@
-"""How long an ablation will take, by a few steps of training that are done and thrown away."""
+"""Estimate how long an ablation takes from a few training steps, whose results are discarded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from .jobs import Job
 
 @dataclass(frozen=True)
 class Cost:
-    """What an epoch of a row costs: its steps of training, and a look at the held-out images.
+    """The cost of an epoch of a row: its training steps and the evaluation on the validation images.
 
     Attributes:
-        complexity: in training form.
-        step, look: seconds of one batch in training and in evaluation.
-        steps, looks: of these batches in an epoch.
+        complexity: of the network in training form.
+        step, look: seconds per batch in training and in evaluation.
+        steps, looks: number of these batches per epoch.
     """
 
     complexity: Complexity
@@ -41,14 +41,14 @@ class Cost:
 
 
 def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict[str, Cost]:
-    """The cost of an epoch of each row that has something left to train, by the row's name.
+    """The cost of an epoch of each row with training left to do, by the row's name.
 
-    Batches are random numbers of the right shape, of the length that the data has; reading and
-    augmenting images is not in it. All rows are timed in turn.
+    Batches are random numbers of the right shape, as many as the data gives; reading and augmenting images is not
+    included. The rows are timed alternately.
 
     Args:
         jobs: of the ablation.
-        rounds, warmup: steps of each row that are counted, and before them some that are not.
+        rounds, warmup: steps of each row that count, and steps before them that do not.
     """
     first: dict[str, Train] = {}
     for job in jobs:
@@ -80,7 +80,7 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
 def _step_and_look(
     settings: Train, data: ImageData, batch_size: int, steps: int, accelerator: Accelerator
 ) -> tuple[Complexity, Callable[[], object], Callable[[], Tensor]]:
-    """The size of a network, a step of its training, and the evaluation of a batch; an epoch has ``steps`` steps."""
+    """The size of a network, its training step, and its evaluation of a batch; an epoch has ``steps`` steps."""
     model: Any = build_model(settings, data)
     config = data_config_of(settings, model, data)
     count = complexity(model, config["input_size"])
@@ -90,7 +90,7 @@ def _step_and_look(
 
     def step() -> object:
         components.ddp_model.train()
-        images = x.clone()  # mixup writes into them
+        images = x.clone()  # mixup works in place
         micro_batches = zip(images.chunk(settings.accumulation), labels.chunk(settings.accumulation), strict=True)
         return train_step(components, micro_batches, step=1).read()
 

@@ -1,4 +1,4 @@
-"""What the finished runs of an ablation say: one line per row, and the forms of the networks measured."""
+"""Results of the finished runs of an ablation: one line per row, with measurements of the networks."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
-        """None if there is no value."""
+        """The spread of these values; None if there are none."""
         values = list(values)
         if not values:
             return None
@@ -45,10 +45,10 @@ class Result:
     """One finished run.
 
     Attributes:
-        images: to test on.
-        correct: how many of them are right, by form.
+        images: number of test images.
+        correct: how many of them are classified correctly, by form.
         losses, seconds: of training, one per epoch.
-        machine: that trained it.
+        machine: that trained the run.
     """
 
     row: str
@@ -75,14 +75,14 @@ class Result:
         )
 
     def accuracy(self, form: str) -> float:
-        """In percent, of the test images."""
+        """Test accuracy in percent."""
         return 100 * self.correct[form] / self.images
 
     @property
     def still_falling(self) -> float | None:
-        """Part of the training loss that the last fifth of the epochs took away; None with fewer than two epochs.
+        """Fraction by which the training loss fell in the last fifth of the epochs; None with fewer than two epochs.
 
-        Near 0 the curve is flat; below it the loss rose.
+        Near 0 the curve is flat; a negative value means that the loss rose.
         """
         last = max(1, round(len(self.losses) / 5))
         return 1 - self.losses[-1] / self.losses[-1 - last] if len(self.losses) > last else None
@@ -90,16 +90,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a row in one form, over its seeds. What no finished run says is None.
+    """One line of the table: a row in one form, over its seeds. Values without a finished run are None.
 
     Attributes:
         title, name, paper: of the row.
-        form: that accuracy, size and inference time are of.
-        accuracies: of the test images, in percent, by seed.
+        form: of the network whose accuracy, size and inference time are given.
+        accuracies: test accuracy in percent, by seed.
         accuracy: their spread.
-        difference: to the first line, in points, seed by seed: over the seeds that both have.
+        difference: from the first line, in points, paired by seed over the seeds that both have.
         loss: training loss of the last epoch.
-        still_falling: see :attr:`Result.still_falling`; the mean over the seeds.
+        still_falling: mean of :attr:`Result.still_falling` over the seeds.
         curves: training loss of each epoch, by seed.
         epoch_seconds: median over all epochs and seeds.
         complexity, batch_seconds: of the network in this form.
@@ -121,7 +121,7 @@ class Line:
 
 
 def to_lines(results: Sequence[Result], rows: Sequence[Row] = ROWS) -> list[Line]:
-    """The lines of these rows: one each, in deploy form, and row A beside the pure MLP."""
+    """The lines of these rows: one each, in deploy form, and row A next to the pure MLP."""
     lines: list[Line] = []
     for row in rows:
         forms = ((row, DEPLOY), (NOT_CONVERTED, TRAINING)) if row == PURE_MLP else ((row, DEPLOY),)
@@ -152,13 +152,13 @@ def to_lines(results: Sequence[Result], rows: Sequence[Row] = ROWS) -> list[Line
 def measure(
     lines: Sequence[Line], folders: Mapping[str, Path], recipe: Train, rounds: int = 20, warmup: int = 3
 ) -> list[Line]:
-    """Add parameters, MACs and inference time to the lines: all networks in turn, in one run.
+    """Add parameters, MACs and inference time to the lines, timing all networks alternately in one session.
 
     Args:
         lines: to add to.
         folders: a run folder for each row that has one, by the row's name.
-        recipe: says how many images a batch has, and whether the CPU is to be used.
-        rounds, warmup: counted and uncounted batches of each.
+        recipe: gives the batch size, and whether to use the CPU.
+        rounds, warmup: counted and uncounted batches of each network.
     """
     device = device_of(recipe)
     models: dict[str, nn.Module] = {}
@@ -177,4 +177,4 @@ def measure(
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x).cpu()  # an accelerator is waited for
+    return model(x).cpu()  # waits for the accelerator

@@ -1,4 +1,4 @@
-"""The rows of the ablation (RepMLP v1, section 4.1, Fig. 3, Table 1): what each changes of the pure MLP."""
+"""The rows of the ablation (RepMLP v1, section 4.1, Fig. 3, Table 1) and how each differs from the pure MLP."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ class Row:
     """One network to train.
 
     Attributes:
-        name: in paths and on the command line.
-        title: in the table.
+        name: for paths and the command line.
+        title: for the table.
         changes: arguments of the network that differ from the pure MLP's.
-        width: how many times as many channels.
-        paper: what the paper prints, in points of top-1 accuracy on CIFAR-10 against its pure MLP (91.11%).
+        width: multiplier of the number of channels.
+        paper: the paper's figure, in points of top-1 accuracy on CIFAR-10 relative to its pure MLP (91.11%).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Row:
     paper: str = ""
 
     def settings(self, recipe: Train, folder: Path, seed: int) -> Train:
-        """The recipe with this row's network, for one seed; to be written to ``folder``."""
+        """The recipe with this row's network, for one seed, with ``folder`` as its output."""
         arguments = {**recipe.model_args, **self.changes}
         if self.width != 1:
             arguments["channels"] = [self.width * channels for channels in arguments.get("channels", CHANNELS)]
@@ -49,12 +49,12 @@ ROWS = (
     Row("conv9", "E: 9x9 conv for RepMLP", {"block": "conv9"}, paper="below D"),
     Row("wide-convnet", "Wide ConvNet", {"block": "conv3"}, width=2, paper="+0.88"),
 )
-#: Row A is the pure MLP before the conversion: the same training, so it has no run of its own.
+#: Row A is not a separate run; it is the pure MLP before conversion.
 NOT_CONVERTED = Row("pure-mlp", "A: not converted", paper="same")
 
 
 def choose_rows(names: Sequence[str]) -> tuple[Row, ...]:
-    """Rows by their names, in the table's order; all if no name is given.
+    """Rows with these names, in the table's order; all rows if no name is given.
 
     Raises:
         ValueError: for an unknown name.
@@ -66,16 +66,14 @@ def choose_rows(names: Sequence[str]) -> tuple[Row, ...]:
 
 
 def check_recipe(recipe: Train) -> None:
-    """Raise a ValueError if a recipe is of another network, or sets what the rows differ in or cannot share."""
+    """Raise ValueError if a recipe is for another network, or sets something that the rows vary or cannot share."""
     if recipe.model != MODEL:
         raise ValueError(
             f"the rows of an ablation are variants of {MODEL}, this recipe is for {recipe.model}: use one for {MODEL}"
         )
     if set_by_rows := [name for name in ("block", "global_perceptron", "deploy") if name in recipe.model_args]:
-        raise ValueError(
-            f"model_args.{set_by_rows[0]} is what the rows of the ablation set: leave it out of the recipe"
-        )
+        raise ValueError(f"model_args.{set_by_rows[0]} is set by the rows of the ablation: remove it from the recipe")
     if list(recipe.model_args.get("kernel_sizes", [0])) == []:
-        raise ValueError("the recipe has no kernel_sizes: then row B, no Local Perceptron, would be the pure MLP again")
+        raise ValueError("the recipe sets no kernel_sizes: row B, no Local Perceptron, would equal the pure MLP")
     if not_shared := [name for name in ("weights", "locality", "qat") if getattr(recipe, name)]:
-        raise ValueError(f"{not_shared[0]} is not possible with every row of the ablation: leave it out of the recipe")
+        raise ValueError(f"not every row of the ablation supports {not_shared[0]}: remove it from the recipe")

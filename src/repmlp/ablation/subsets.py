@@ -1,4 +1,4 @@
-"""How accuracy depends on the number of training images: an ablation for each number, all with the same steps."""
+"""How accuracy depends on the number of training images: one ablation per number, all with the same steps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from .summary import Summary, markdown_table, spread_text
 
 
 def recipe_for_images(recipe: Train, images: int, steps: int) -> Train:
-    """The recipe on a subset of ``images``, with epochs that make ``steps`` or the fewest steps above it.
+    """The recipe on a subset of ``images``, with the fewest epochs that give at least ``steps`` steps.
 
     Raises:
         ValueError: unless both are positive.
@@ -31,14 +31,14 @@ class ImagesStudy:
 
     Attributes:
         summaries: of each ablation, by its number of images.
-        steps: asked for; a run takes up to one epoch more.
+        steps: requested; a run takes up to one epoch more.
     """
 
     summaries: Mapping[int, Summary]
     steps: int
 
     def lines(self) -> dict[str, dict[int, Line]]:
-        """Lines of the tables in deploy form, by the row's title and the number of images."""
+        """Lines of the tables in deploy form, by row title and number of images."""
         lines: dict[str, dict[int, Line]] = {}
         for images, summary in sorted(self.summaries.items()):
             for line in summary.lines:
@@ -74,7 +74,7 @@ class ImagesStudy:
         }
 
     def write(self, folder: Path) -> None:
-        """Write images.md and images.json, in place of those that are there."""
+        """Write images.md and images.json, replacing existing ones."""
         missing = [f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []
         text = "\n".join(
             [

@@ -1,4 +1,4 @@
-"""The end of an ablation: one table, for a terminal, as Markdown and as JSON."""
+"""Summarize an ablation in one table, for a terminal, as Markdown and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ ROUNDS, WARMUP = 20, 3
 
 @dataclass(frozen=True)
 class Summary:
-    """What an ablation found.
+    """The results of an ablation.
 
     Attributes:
         lines: of the table.
-        results: the finished runs behind them.
-        missing: names of the runs that are not finished.
-        recipe: what all rows share.
-        about: the machine, versions and settings of the measurement of the inference time.
+        results: the finished runs that the lines summarize.
+        missing: names of the unfinished runs.
+        recipe: shared by all rows.
+        about: machine, versions and settings of the inference-time measurement.
     """
 
     lines: Sequence[Line]
@@ -46,7 +46,7 @@ class Summary:
 
     @property
     def header(self) -> list[str]:
-        """Above the cells; broken into lines for a terminal."""
+        """Column titles, with line breaks for a terminal."""
         return [
             "",
             "test\naccuracy, %",
@@ -81,14 +81,14 @@ class Summary:
         ]
 
     def remarks(self) -> list[str]:
-        """What a reader of the table must know."""
+        """Notes that the table needs to be read correctly."""
         trained_on = " and on ".join(sorted({_machine(result.machine) for result in self.results}))
         rounds, warmup = self.about["rounds"], self.about["warmup"]
         return [
             *([f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []),
             "Points to first row: seed by seed, over the seeds that both have.",
             "Paper: RepMLP v1, section 4.1, on CIFAR-10.",
-            "Train loss: of the last epoch. Fell: how much of it the last fifth of the epochs took away.",
+            "Train loss: of the last epoch. Fell: how much the loss fell in the last fifth of the epochs.",
             f"Pure MLP and A are the same runs. Trained on {trained_on or 'nothing yet'}.",
             f"Inference on {_machine(self.about)}, {self.about['dtype']}: median of {rounds} interleaved rounds "
             f"after {warmup} for warm-up.",
@@ -104,7 +104,7 @@ class Summary:
         }
 
     def to_markdown(self) -> str:
-        """The table, every run's accuracy, the settings, and what to know of them."""
+        """The table with its notes, every run's accuracy, and the settings."""
         seeds = sorted({result.seed for result in self.results})
         every = [
             [line.title, *(f"{line.accuracies[seed]:.2f}" if seed in line.accuracies else "" for seed in seeds)]
@@ -139,7 +139,7 @@ class Summary:
         )
 
     def write(self, folder: Path) -> None:
-        """Write ablation.md and ablation.json, in place of those that are there."""
+        """Write ablation.md and ablation.json, replacing existing ones."""
         for name, text in (
             ("ablation.json", json.dumps(self.to_dict(), indent=1) + "\n"),
             ("ablation.md", self.to_markdown()),
@@ -149,13 +149,13 @@ class Summary:
 
 
 def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = ROUNDS, warmup: int = WARMUP) -> Summary:
-    """Read all finished runs in ``output`` and measure their networks; nothing is trained.
+    """Read all finished runs in ``output`` and measure their networks, without training.
 
     Args:
-        jobs: runs that are wanted; others that the folder holds are taken in too.
-        recipe: what all rows share.
-        output: of the ablation.
-        rounds, warmup: of the inference time.
+        jobs: the requested runs; other runs in the folder are included too.
+        recipe: shared by all rows.
+        output: folder of the ablation.
+        rounds, warmup: of the inference-time measurement.
     """
     jobs = with_found(jobs, recipe, output)
     finished = [job for job in jobs if job.state == "finished"]
@@ -182,7 +182,7 @@ def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = RO
 
 
 def sole_writer(output: Path) -> AbstractContextManager:
-    """Hold this while summarizing and writing: of two processes that end together, the later one sees all runs."""
+    """Lock for summarizing and writing: if two processes finish at once, the later one includes all runs."""
     return claim(output / "ablation.json", wait=-1)
 
 

@@ -1,7 +1,7 @@
-"""Weights under the names of the authors' public code, to ours and back.
+"""Load and save weights under the names of the authors' public code.
 
-``load(model, state_dict)`` and ``state_dict(model)`` work on a block or a network, in training or
-deploy form, whichever the model is in.
+``load(model, state_dict)`` and ``state_dict(model)`` work on a block or a network, in whichever form (training or
+deploy) it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ __all__ = ["entries", "load", "state_dict"]
 
 
 def entries(model: nn.Module) -> Iterator[Entry]:
-    """The authors' name and shape for every tensor of a model, in the form that the model is in.
+    """The authors' name and shape for every tensor of a model, in its current form.
 
-    Ours of a RepMLPNet are those of :func:`~repmlp.official.repmlpnet_naming.unfolded`.
+    For a RepMLPNet, our names are those of :func:`~repmlp.official.repmlpnet_naming.unfolded`.
 
     Raises:
         ValueError: if the authors' code has no such model.
@@ -39,14 +39,14 @@ def entries(model: nn.Module) -> Iterator[Entry]:
 
 @torch.no_grad()
 def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights that are named as in the authors' code, strictly, into a model of the same form.
+    """Load weights named as in the authors' code into a model of the same form, strictly.
 
     Args:
         model: a block or network; build it with ``deploy=True`` for weights in deploy form.
-        state_dict: the authors' names and shapes.
+        state_dict: weights with the authors' names and shapes.
 
     Raises:
-        ValueError: naming the keys that are missing, unexpected or of another shape; then nothing is loaded.
+        ValueError: names the keys that are missing, unexpected or of another shape; nothing is loaded then.
     """
     target = _official_form(model)
     table = {entry.official: entry for entry in entries(target)}
@@ -71,14 +71,14 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights under the authors' names and in their shapes (views, as ``Module.state_dict`` gives)."""
+    """A model's weights with the authors' names and shapes (views, as in ``Module.state_dict``)."""
     model = _official_form(model)
     own = model.state_dict()
     return {entry.official: own[entry.ours].reshape(entry.shape) for entry in entries(model)}
 
 
 def _official_form(model: nn.Module) -> nn.Module:
-    """The model itself, or a copy with BNs where the authors' deploy form has them."""
+    """The model itself, or a copy with a BN wherever the authors' deploy form has one."""
     return unfolded(model) if isinstance(model, RepMLPNet) else model
 
 

@@ -1,4 +1,4 @@
-"""The authors' checkpoint files: read without executing anything, identified by their keys."""
+"""Read the authors' checkpoint files without executing anything, and identify them by their keys."""
 
 import pickle
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ..checkpoint import build_network, read_weights
 
 WRAPPERS = ("state_dict", "model", "module")
-PREFIX = "module."  # DistributedDataParallel puts this before every name
+PREFIX = "module."  # DistributedDataParallel's prefix of every name
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.pth`` or ``.safetensors`` file, without wrappers and ``module.`` prefixes.
 
-    A pickle is read with ``weights_only=True``: one that holds anything but tensors and plain containers is refused
-    before any of its code runs.
+    A pickle is read with ``weights_only=True``: one with anything but tensors and plain containers is refused before
+    any of its code runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} is refused: it holds something other than tensors, and reading that could run code "
             f"({_reason(error)}). Ask its owner for a file of tensors only, as torch.save(model.state_dict()) writes"
         ) from error
-    except Exception as error:  # a file of any bytes can fail in any way
+    except Exception as error:  # arbitrary bytes can fail in any way
         raise ValueError(f"{path} is damaged or not a checkpoint: {type(error).__name__}, {error}") from error
     return unwrap(content, path)
 
@@ -43,7 +43,7 @@ def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
     """The state dict in the ``state_dict``, ``model`` or ``module`` entry of a checkpoint, or the checkpoint itself.
 
     Raises:
-        ValueError: unless that maps names to tensors.
+        ValueError: if it does not map names to tensors.
     """
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
@@ -59,7 +59,7 @@ def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
 
 
 def identify_checkpoint(names: Mapping[str, Any]) -> str:
-    """Network and form of a state dict under the authors' names, in words, from its keys."""
+    """Describe the network and form of a state dict with the authors' names, judging by its keys."""
     network = (
         "a RepMLPNet (v2)"
         if "conv_embedding.conv.weight" in names
@@ -76,12 +76,12 @@ def identify_checkpoint(names: Mapping[str, Any]) -> str:
 
 
 def is_deploy(names: Mapping[str, Any]) -> bool:
-    """Whether a state dict under the authors' names is in their deploy form: no FC3 has a BN after it."""
+    """Whether a state dict with the authors' names is in their deploy form: no BN follows an FC3."""
     return not any(name.endswith("fc3_bn.weight") for name in names)
 
 
 def build_for(arch: str, state_dict: Mapping[str, Tensor], **model_args: Any) -> nn.Module:
-    """A new network ``arch`` for the authors' weights, in their form and with their number of classes."""
+    """Build the network ``arch`` in the form, and with the number of classes, of the authors' weights."""
     head = next((state_dict[name] for name in ("linear.weight", "head.weight") if name in state_dict), None)
     if head is not None:
         model_args.setdefault("num_classes", head.shape[0])

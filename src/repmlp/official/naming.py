@@ -1,7 +1,7 @@
-"""How the authors' code names and shapes what a RepMLP block holds. Pure mappings.
+"""The authors' names and shapes for the tensors of a RepMLP block. Pure mappings.
 
-An entry links one tensor of the authors' state dict with one of ours. Both are the same numbers in
-the same row-major order, so that a reshape is all that lies between them.
+An entry links one tensor of the authors' state dict to one of ours. Both hold the same numbers in the same row-major
+order, so a reshape converts one to the other.
 """
 
 from collections.abc import Iterator
@@ -21,21 +21,21 @@ class Entry(NamedTuple):
 
 
 def module_entries(module: nn.Module, official: str, ours: str) -> Iterator[Entry]:
-    """Entries of a plain layer (conv, linear, norm), whose tensors have the same names in both."""
+    """Entries of a plain layer (conv, linear, norm), whose tensors have the same names in both codes."""
     for name, tensor in module.state_dict().items():
         yield Entry(f"{official}.{name}", f"{ours}.{name}", tuple(tensor.shape))
 
 
 def conv_norm_entries(module: ConvNorm, official: str, ours: str) -> Iterator[Entry]:
-    """Entries of a conv-BN, ``.conv`` and ``.bn`` in both."""
+    """Entries of a conv-BN, named ``.conv`` and ``.bn`` in both codes."""
     return module_entries(module, official, ours)
 
 
 def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator[Entry]:
-    """Entries of a v1 block, in the form that the block is in; ``official`` and ``ours`` are prefixes.
+    """Entries of a v1 block in its current form; ``official`` and ``ours`` are prefixes.
 
     Raises:
-        ValueError: for a kernel that is not square: the authors' names have no place for it.
+        ValueError: if a kernel is not square: the authors' names cannot express it.
     """
     official, ours = official and f"{official}.", ours and f"{ours}."
     part = block.global_perceptron
@@ -47,7 +47,7 @@ def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator
 
 
 def block_v2_entries(block: RepMLPv2, official: str = "", ours: str = "") -> Iterator[Entry]:
-    """Entries of a v2 block, as :func:`block_entries`."""
+    """Entries of a v2 block, like :func:`block_entries`."""
     official, ours = official and f"{official}.", ours and f"{ours}."
     for name in ("fc1", "fc2"):
         for entry in module_entries(
@@ -59,7 +59,7 @@ def block_v2_entries(block: RepMLPv2, official: str = "", ours: str = "") -> Ite
 
 
 def _partition_entries(block: RepMLP | RepMLPv2, official: str, ours: str) -> Iterator[Entry]:
-    """Entries of the Partition and the Local Perceptron, named the same in v1 and v2."""
+    """Entries of the Partition and the Local Perceptron, whose names v1 and v2 share."""
     fc3 = block.partition_perceptron.fc3
     g, Q, I = fc3.weight.shape
     yield Entry(f"{official}fc3.weight", f"{ours}partition_perceptron.fc3.weight", (g * Q, I, 1, 1))

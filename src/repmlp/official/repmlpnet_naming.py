@@ -1,7 +1,7 @@
-"""How the authors' code names what RepMLPNet holds, and what its deploy form is.
+"""The authors' names for the tensors of a RepMLPNet, and their deploy form.
 
-The authors convert the blocks and leave every BN outside of them. Our deploy form folds all that can
-be folded; in the authors' terms it is a network with a BN that changes nothing where one was folded.
+The authors convert the blocks and leave every BN outside of them. Our deploy form folds every BN that can be folded;
+in the authors' terms it is a network with an identity BN in the position of each folded one.
 """
 
 import copy
@@ -18,7 +18,7 @@ from .naming import Entry, block_v2_entries, conv_norm_entries, module_entries
 
 
 def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:
-    """Entries of a RepMLPNet in training form, or with only its blocks converted: see :func:`unfolded`."""
+    """Entries of a RepMLPNet in training form, or with only its blocks converted; see :func:`unfolded`."""
     stage: Any
     for i, stage in enumerate(model.stages):
         embedding, _relu, *units = stage
@@ -36,10 +36,10 @@ def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:
 
 @torch.no_grad()
 def unfolded(model: RepMLPNet) -> RepMLPNet:
-    """A copy that has a BN again wherever one was folded, as the authors' deploy form; ``model`` if none was.
+    """A copy with a BN wherever one was folded, like the authors' deploy form; ``model`` itself if none was.
 
-    Such a BN is the identity (but for a conv's bias, which it takes over), so the copy computes what
-    ``model`` computes. Blocks stay in the form that they are in.
+    Such a BN is the identity (apart from the conv's bias, which it absorbs), so the copy computes the same function as
+    ``model``. Blocks keep their form.
     """
     if not any(_is_folded(module) for module in model.modules()):
         return model
@@ -57,7 +57,7 @@ def unfolded(model: RepMLPNet) -> RepMLPNet:
 
 
 def fold_like_(model: nn.Module, other: nn.Module) -> nn.Module:
-    """Fold, in place, every BN of ``model`` that is folded in ``other``: the way back from :func:`unfolded`."""
+    """Fold, in place, every BN of ``model`` that is folded in ``other``: the inverse of :func:`unfolded`."""
     for name, module in other.named_modules():
         if _is_folded(module):
             reparameterize(model.get_submodule(name), inplace=True)
@@ -69,7 +69,7 @@ def _is_folded(module: nn.Module) -> TypeGuard[ConvNorm | FFN]:
 
 
 def _identity_norm(channels: int, like: Tensor) -> nn.BatchNorm2d:
-    """A BN whose variance and eps add up to one: in eval mode the identity."""
+    """A BN whose variance and eps add up to one, hence the identity in eval mode."""
     norm = nn.BatchNorm2d(channels, device=like.device, dtype=like.dtype).eval()
     norm.running_var = torch.full((channels,), 1 - norm.eps, device=like.device, dtype=like.dtype)
     return norm

@@ -1,6 +1,6 @@
-"""How the authors' code names what a RepMLP-ResNet holds. Pure mappings, in either form.
+"""The authors' names for the tensors of a RepMLP-ResNet. Pure mappings, for either form.
 
-Theirs are stages of conv-BNs, ``stage1`` to ``stage4`` for timm's ``layer1`` to ``layer4``:
+Their network consists of stages of conv-BNs, ``stage1`` to ``stage4`` for timm's ``layer1`` to ``layer4``:
 
     stage0.0                                                the stem
     stageK.J.{shortcut,conv1,conv2,conv3}                   a Bottleneck
@@ -23,7 +23,7 @@ _LIGHT_CONVS = {"light_conv1": "conv1", "light_conv3": "conv2"}
 
 
 def resnet_entries(model: RepMLPResNet) -> Iterator[Entry]:
-    """Entries of a whole network, in the form that it is in."""
+    """Entries of a whole network in its current form."""
     yield from conv_norm_entries(model.conv1, "stage0.0", "conv1")
     layers: Any = (model.layer1, model.layer2, model.layer3, model.layer4)
     for k, layer in enumerate(layers, start=1):
@@ -46,7 +46,7 @@ def _block_entries(block: nn.Module, official: str, ours: str) -> Iterator[Entry
 
 
 def _bottleneck_entries(block: FoldableBottleneck, official: str, ours: str) -> Iterator[Entry]:
-    """timm keeps a conv and its norm side by side, the authors keep them in one module."""
+    """Entries of a Bottleneck: timm keeps a conv and its norm in two modules, the authors in one."""
     for i in (1, 2, 3):
         yield from module_entries(getattr(block, f"conv{i}"), f"{official}.conv{i}.conv", f"{ours}.conv{i}")
         yield from module_entries(getattr(block, f"bn{i}"), f"{official}.conv{i}.bn", f"{ours}.bn{i}")

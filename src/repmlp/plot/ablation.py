@@ -1,4 +1,4 @@
-"""The result of an ablation: accuracy of every run, and whether training had flattened."""
+"""Plot an ablation: the accuracy of every run, and whether the training loss had flattened."""
 
 import statistics
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..ablation import ImagesStudy, Summary
 from ..ablation.jobs import TRAINING
 from .curves import use_log_scale
 
-#: One color a row, told apart by people with any color vision (Paul Tol's "bright", and black).
+#: One color per row, distinguishable with any color vision (Paul Tol's "bright", and black).
 COLORS = {
     "pure-mlp": "#000000",
     "no-local": "#ee6677",
@@ -24,8 +24,8 @@ COLORS = {
 def plot_ablation(summary: Summary, image: Path) -> Path:
     """Draw an ablation into an image file; returns its path.
 
-    Left, test accuracy: a point per seed, a bar at their mean. Right, training loss over the epochs: the mean
-    over the seeds as a line, from the lowest to the highest seed shaded.
+    Left, test accuracy: a point per seed and a bar at their mean. Right, training loss over the epochs: the mean over
+    the seeds as a line, the range over the seeds shaded.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
@@ -63,7 +63,7 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
 def plot_images_study(study: ImagesStudy, image: Path) -> Path:
     """Draw accuracy against the number of training images into an image file; returns its path.
 
-    One line a row, the mean over its seeds; a bar reaches one sample standard deviation up and down.
+    One line per row, the mean over its seeds; error bars show one sample standard deviation.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

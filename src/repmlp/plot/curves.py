@@ -1,4 +1,4 @@
-"""The training curves of a run."""
+"""Plot the training curves of a run."""
 
 import csv
 import math
@@ -22,7 +22,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
         for part, color in (("train", TRAIN), ("val", VAL)):
             values = [row[f"{part}_{quantity}"] * unit for row in rows]
             if not all(math.isnan(value) for value in values):
-                name = {"train": "training images (augmented)", "val": "held-out images"}[part]
+                name = {"train": "training images (augmented)", "val": "validation images"}[part]
                 axes.plot(epochs, values, color=color, marker="." if len(epochs) < 60 else "", label=name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -37,7 +37,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
 
 
 def use_log_scale(axes: Axes) -> None:
-    """Of a loss, which may fall by less than a power of ten or by several: labels in between, as plain numbers."""
+    """Log axis for a loss, with plain-number labels between powers of ten: it may span less than one or several."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")

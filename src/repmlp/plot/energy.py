@@ -1,4 +1,4 @@
-"""How local FC3 is: the share of its energy near the output pixel, before and after the merge."""
+"""Plot how local FC3 is: the share of its energy near the output pixel, before and after the merge."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +39,8 @@ def energy_within(weight: Tensor, partition_size: tuple[int, int]) -> Tensor:
 def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[str, str] | None = None) -> Path | None:
     """Draw :func:`energy_within` of each model, the mean over its blocks, into an image file; returns its path.
 
-    Dashed is FC3 with its own BN merged, solid is FC3 with the convs merged as well, and gray is what weights of equal
-    size everywhere would give.
+    Dashed: FC3 with its own BN merged; solid: FC3 with the convs merged as well; gray: an FC3 whose weights all have
+    the same magnitude.
 
     Args:
         models: in training form, by the names of their rows.
@@ -48,7 +48,7 @@ def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[st
         titles: of the rows, for the legend.
 
     Returns:
-        ``image``, or None if no model has a block with an FC3: then nothing is drawn.
+        ``image``, or None if no model has a block with an FC3 and nothing is drawn.
     """
     blocks = {
         name: [module for module in model.modules() if isinstance(module, RepMLP)] for name, model in models.items()

@@ -1,4 +1,4 @@
-"""What the merge does to FC3: its weights around one output pixel, before and after (v1, Fig. 5)."""
+"""Plot FC3's weights around one output pixel, before and after the merge (v1, Fig. 5)."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from ..layers import RepMLP
 
 @torch.no_grad()
 def weights_around(weight: Tensor, block: RepMLP, pixel: tuple[int, int]) -> Tensor:
-    """How much one output pixel draws on each input pixel of its partition.
+    """How strongly one output pixel weighs each input pixel of its partition.
 
-    The mean of ``|W[(o, y, x), (c, y', x')]|`` over all pairs of an output channel o and an input
-    channel c that FC3 links.
+    The mean of ``|W[(o, y, x), (c, y', x')]|`` over all pairs of an output channel o and an input channel c that FC3
+    connects.
 
     Args:
         weight: of FC3, (g, O/g*h*w, C/g*h*w).
-        block: that FC3 belongs to.
+        block: the block with this FC3.
         pixel: (y, x) of the output pixel.
 
     Returns:
@@ -34,10 +34,10 @@ def plot_fc3(model: nn.Module, image: Path) -> Path:
     """Draw FC3 of the first and the last block before and after the merge, into an image file; returns its path.
 
     Args:
-        model: in training form, with one or more blocks that have a Local Perceptron.
+        model: in training form, with at least one block that has a Local Perceptron.
 
     Raises:
-        ValueError: if there is no such block: nothing has been or can be merged.
+        ValueError: if there is no such block, so nothing to merge.
     """
     blocks = {
         name: module
@@ -72,6 +72,6 @@ def plot_fc3(model: nn.Module, image: Path) -> Path:
             axes.title.set_fontsize(9)
             axes.tick_params(labelsize=7)
         figure.colorbar(picture, ax=list(row), label="mean |weight|", shrink=0.85)
-    figure.suptitle("What one output pixel (cyan square) draws from its partition", fontsize=10)
+    figure.suptitle("How strongly one output pixel (cyan square) weighs its partition", fontsize=10)
     figure.savefig(image, dpi=150)
     return image

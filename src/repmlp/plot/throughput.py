@@ -1,4 +1,4 @@
-"""How many images a second, against how much arithmetic, or how accurate."""
+"""Plot images per second against MACs or accuracy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ MARKERS = "osD^vPX"
 
 
 def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
-    """Draw throughput against test accuracy where all networks have one, else against MACs; returns the path.
+    """Draw throughput against test accuracy if it is known for all networks, else against MACs; returns the path.
 
     One panel per batch size; a color per network, a marker per engine and precision.
     """

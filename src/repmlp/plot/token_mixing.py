@@ -1,4 +1,4 @@
-"""What one token draws from all the others: a row of a token-mixing FC, as the map that it is."""
+"""Plot how one token weighs all others: a row of a token-mixing FC, drawn as a map."""
 
 import copy
 from pathlib import Path
@@ -16,13 +16,13 @@ TITLES = ("before training", "after training: the FC alone", "after the merge: F
 
 @torch.no_grad()
 def mixing_row(fc: nn.Module, layer: TokenMixing, token: tuple[int, int]) -> Tensor:
-    """The weights that an FC gives to each token of the grid for its output at ``token``.
+    """The weights of an FC for each token of the grid, for its output at ``token``.
 
-    Of an FC with several maps or groups, those from its first map to its first map; a class token is left out.
+    For an FC with several maps or groups, the weights from its first map to its first map; a class token is omitted.
 
     Args:
-        fc: ``layer`` itself, or the plain form of it.
-        layer: says what grid the tokens form.
+        fc: ``layer`` itself, or its plain form.
+        layer: gives the grid of the tokens.
         token: (y, x).
 
     Returns:
@@ -39,20 +39,20 @@ def plot_token_mixing(
 ) -> Path:
     """Draw one row of the first and the last token-mixing FC of a model into an image file; returns its path.
 
-    Three maps each, in the same colors: before training, after it without the convs, and with them merged in.
+    Three maps each, on the same color scale: before training, after it without the convs, and with them merged in.
 
     Args:
-        initial: the model before training, with or without convs: they start as zero.
-        trained: the model after training, in training form, with what :func:`repmlp.inject_locality` put there.
+        initial: the model before training, with or without convs, which start at zero.
+        trained: the model after training, in training form, with the convs of :func:`repmlp.inject_locality`.
         image: to write.
-        token: (y, x) of the output that the row belongs to; by default the middle of the grid.
+        token: (y, x) of the row's output; by default the middle of the grid.
 
     Raises:
-        ValueError: if no FC of ``trained`` has convs beside it, or ``initial`` is another model.
+        ValueError: if no FC of ``trained`` has convs in parallel, or ``initial`` is another model.
     """
     layers = {name: module for name, module in trained.named_modules() if isinstance(module, TokenMixing)}
     if not layers:
-        raise ValueError("no FC of the trained model has convs beside it: pass the model in training form")
+        raise ValueError("no FC of the trained model has convs in parallel: pass the model in training form")
     before: dict[str, Any] = dict(initial.named_modules())
     shown = list(layers.items())
     shown = shown if len(shown) == 1 else [shown[0], shown[-1]]
@@ -74,6 +74,6 @@ def plot_token_mixing(
             axes.tick_params(labelsize=7)
         axes_of_layer[0].set_ylabel(name, fontsize=9)
         figure.colorbar(picture, ax=list(axes_of_layer), label="weight", shrink=0.85)
-    figure.suptitle("What one token (square) draws from each token of the grid: one row of the FC", fontsize=10)
+    figure.suptitle("How strongly one token (square) weighs each token of the grid: one row of the FC", fontsize=10)
     figure.savefig(image, dpi=150)
     return image
