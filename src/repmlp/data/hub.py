@@ -1,4 +1,4 @@
-"""``hfds/NAME``: data sets of the Hugging Face Hub, or a local folder in one of its formats."""
+"""``hfds/NAME``: data sets from the Hugging Face Hub, or a local folder in one of its formats."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ from .splits import Splits, choose_splits, class_names_of
 
 
 class HubImages(EncodedImages):
-    """A split of a data set, by timm's reader.
+    """A split of a data set, read by timm's reader.
 
-    timm's own data set on top of that reader puts another image in the place of one that cannot be read.
+    timm's own dataset class replaces an unreadable image with another one; this class does not.
     """
 
     def __init__(self, reader: Any, source: str, labels: np.ndarray) -> None:
@@ -35,11 +35,11 @@ class HubImages(EncodedImages):
             return file.read()
 
     def fingerprint(self, times: bool = True) -> str:
-        """The names of the Arrow files, which hold a hash of what they were made from."""
+        """The names of the Arrow files, which include a hash of their sources."""
         return sha256("\0".join([*self._files(), str(len(self))]).encode()).hexdigest()
 
     def folder(self) -> Path | None:
-        """Where the Arrow files are; None if the data set lies in memory."""
+        """The folder of the Arrow files; None if the data set is in memory."""
         return next((Path(file).parent for file in self._files()), None)
 
     def _files(self) -> list[str]:
@@ -47,15 +47,15 @@ class HubImages(EncodedImages):
 
 
 def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
-    """Open a data set whose first column of images is taken, and the first of class labels or a "label" of integers.
+    """Open a data set, using its first column of images and its first of class labels (or a "label" of integers).
 
     Args:
         name: of a data set on the Hub, or path of a folder.
-        root: where Hugging Face's datasets keeps, and looks for, what it has downloaded; by default its own place.
-        download: otherwise only what is there already is used, and no request is made.
+        root: the cache folder of Hugging Face's datasets; by default that library's own.
+        download: if False, only data that is already in the cache is used, and no request is made.
 
     Raises:
-        FileNotFoundError: if the data set is not there.
+        FileNotFoundError: if the data set is not found.
         ImportError: if Hugging Face's datasets is not installed.
         ValueError: if it lacks a split or a column, or its labels are not class indices.
     """
@@ -85,7 +85,7 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
 
 
 def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:
-    """Names of the columns of images and of labels."""
+    """Names of the image and label columns."""
     image = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
     label = next((key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
     if label is None and "int" in getattr(features.get("label"), "dtype", ""):
@@ -98,7 +98,7 @@ def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:
 
 @contextmanager
 def _offline(datasets: ModuleType, offline: bool) -> Iterator[None]:
-    """As with HF_HUB_OFFLINE=1 in the environment, which both packages read when they are imported only."""
+    """Act as if HF_HUB_OFFLINE=1 were set, which both packages read only when they are imported."""
     places = (huggingface_hub.constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:

@@ -1,9 +1,8 @@
-"""Batches whose every random choice is a function of the seed and of the place in the run.
+"""Batches whose random choices are all functions of the seed and the position in the run.
 
-Which images are in batch b of epoch e, how image i is augmented in it, what dropout draws in a step:
-all of it follows from (seed, epoch, place) alone, so a run does not depend on the number of workers,
-two processes see the batches that one would see, and a run that was stopped goes on bit for bit
-without any state of a random generator.
+Which images form batch b of epoch e, how image i is augmented in it and what dropout draws in a step follow from (seed,
+epoch, position) alone. So a run does not depend on the number of workers, two processes see the batches that one would
+see, and an interrupted run resumes bit for bit without saving the state of a random generator.
 """
 
 import random
@@ -22,15 +21,15 @@ class Batches(Protocol):
     """Batches of images (B, C, H, W) and labels (B), epoch by epoch."""
 
     def __len__(self) -> int:
-        """How many of them an epoch has."""
+        """Number of batches per epoch."""
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those of one epoch, from batch number ``start`` on."""
+        """The batches of one epoch, starting with batch number ``start``."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which of several processes this is: it gets every ``world``-th image, from ``rank`` on."""
+    """The share of one of several processes: every ``world``-th image, starting with number ``rank``."""
 
     rank: int = 0
     world: int = 1
@@ -39,22 +38,22 @@ class Part:
         return slice(self.rank, None, self.world)
 
 
-#: The part of a process that is alone.
+#: The share of a single process: everything.
 WHOLE = Part()
 
 
 def mixed_seed(*place: int) -> int:
-    """One seed of 64 bits from several numbers; any difference in them gives another, unrelated seed."""
-    # with their count first: a sequence of seeds is the same with zeros after it
+    """A 64-bit seed from several numbers; any difference in them gives an unrelated seed."""
+    # The count comes first, because SeedSequence ignores trailing zeros.
     return int(np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)[0])
 
 
 def seed_everything(*place: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch (of the CPU, and of CUDA GPUs in use) from a place in a run."""
+    """Seed Python, NumPy and PyTorch (on the CPU, and on CUDA GPUs in use) from a position in a run."""
     seed = mixed_seed(*place)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  timm's mixup draws from this one
-    torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed takes a millisecond where CUDA is not in use
+    np.random.seed(seed % 2**32)  # noqa: NPY002  timm's mixup draws from it
+    torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed takes a millisecond even without CUDA
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed % 2**63)
 
@@ -66,10 +65,10 @@ def _generator(*place: int) -> torch.Generator:
 def epoch_batches(
     n: int, batch_size: int, train: bool, seed: int = 0, epoch: int = 0, part: Part = WHOLE
 ) -> Sequence[Tensor]:
-    """Places in 0 .. n-1 of the images of each batch of an epoch: those that this process gets.
+    """The indices, in 0 .. n-1, of the images in each batch of an epoch, for this process.
 
-    For training they are shuffled, and batches have one size, as BN wants it: what fills none is left
-    out in this epoch. Otherwise every image is given exactly once over all processes.
+    For training they are shuffled and all batches have the same size, as BN needs; an incomplete last one is dropped
+    for that epoch. Otherwise each image occurs exactly once over all processes.
 
     Args:
         n: number of images.
@@ -83,7 +82,7 @@ def epoch_batches(
 
 
 def count_batches(n: int, batch_size: int, train: bool, part: Part = WHOLE) -> int:
-    """How many :func:`epoch_batches` gives, without drawing their order."""
+    """The number of batches that :func:`epoch_batches` gives, without shuffling."""
     if train:
         return n // batch_size
     return -(-len(range(n)[part.slice()]) // max(1, batch_size // part.world))
@@ -92,22 +91,22 @@ def count_batches(n: int, batch_size: int, train: bool, part: Part = WHOLE) -> i
 def augmentation_draws(
     batch_size: int, padding: int, hflip: float, place: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is drawn for the crops and flips of a batch, over all processes: top, left, flip (B)."""
+    """Random crops and flips of a batch, over all processes: top, left, flip (B)."""
     generator = _generator(*place)
     top, left = torch.randint(0, 2 * padding + 1, (2, batch_size), generator=generator)
     return top, left, torch.rand(batch_size, generator=generator) < hflip
 
 
 class ImageBatches:
-    """Batches of images that are read, augmented and prepared one by one, by ``workers``.
+    """Batches of images that worker processes read, augment and prepare one by one.
 
     Args:
         data: map-style data set of (PIL image, class index).
-        indices: which of its images.
+        indices: of the images to use.
         transform: PIL image -> (C, H, W).
         batch_size: over all processes.
         part, train, seed: as for :class:`repmlp.data.TensorBatches`.
-        workers: processes that load images; 0 loads in this one.
+        workers: processes that load images; with 0, this process loads them.
     """
 
     def __init__(
@@ -130,14 +129,14 @@ class ImageBatches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # what it draws is for workers' seeds, which ours replace
+            generator=torch.Generator(),  # only for the workers' own seeds, which ours replace
         )
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W) and labels (B); from batch number ``start`` on."""
+        """Images (B, C, H, W) and labels (B), starting with batch number ``start``."""
         self.sampler.epoch, self.sampler.start = epoch, start
         for number, (x, labels) in enumerate(self.loader, start):
             if self.train:
@@ -146,7 +145,7 @@ class ImageBatches:
 
 
 class _Places(Sampler[list[tuple[int, int]]]):
-    """(epoch, place) of the images of each batch."""
+    """(epoch, position) of the images in each batch."""
 
     def __init__(self, n: int, batch_size: int, part: Part, train: bool, seed: int) -> None:
         self.n, self.batch_size, self.part, self.train, self.seed = n, batch_size, part, train, seed
@@ -162,7 +161,7 @@ class _Places(Sampler[list[tuple[int, int]]]):
 
 
 class _Seeded(Dataset):
-    """Images by (epoch, place), the transform's random draws seeded by both, if it draws."""
+    """Images by (epoch, position), which also seed the transform if it is random."""
 
     def __init__(self, data: Any, indices: Sequence[int], transform: Callable, seed: int | None) -> None:
         self.data, self.indices, self.transform, self.seed = data, indices, transform, seed

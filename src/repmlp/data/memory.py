@@ -1,6 +1,6 @@
-"""Small data sets as one tensor of bytes: crop, flip and normalize run on whole batches, on the device.
+"""Small data sets as one tensor of bytes, cropped, flipped and normalized in whole batches on the device.
 
-n images, B of them in a batch, C channels, H,W size for the network.
+n images, B images per batch, C channels, H,W input size of the network.
 """
 
 import math
@@ -20,11 +20,11 @@ from .transforms import eval_transform
 
 
 def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Zero-pad images, cut each at its own place to the size it had, and mirror those of ``flip``.
+    """Zero-pad images, crop each at its own position to the original size, and mirror those selected by ``flip``.
 
     Args:
         x: images (B, C, H, W).
-        top, left: (B) first row and column of each cut in the padded image, in 0 .. 2*padding.
+        top, left: (B) first row and column of each crop in the padded image, in 0 .. 2*padding.
         flip: (B) bool.
 
     Shape: (B, C, H, W).
@@ -39,24 +39,24 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: i
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Bytes to float32: ``(x / 255 - mean) / std`` per channel, rounded as torchvision rounds it."""
+    """Bytes to float32: ``(x / 255 - mean) / std`` per channel, with the same rounding as torchvision."""
     x = x.to(torch.float32).div_(255)
     return x.sub_(x.new_tensor(mean).view(-1, 1, 1)).div_(x.new_tensor(std).view(-1, 1, 1))
 
 
 class TensorBatches:
-    """Batches of a data set that is kept as one tensor; see :func:`load_tensor` for what it holds.
+    """Batches of a data set kept as one tensor, as loaded by :func:`load_tensor`.
 
     Args:
         images: bytes (n, C, H, W).
         labels: (n).
         batch_size: over all processes.
         data_config: timm's, with mean and std.
-        part: which part of each batch this process gets.
-        train: shuffle each epoch, and leave out images that do not fill a batch.
+        part: the share of each batch for this process.
+        train: shuffle each epoch, and drop an incomplete last batch.
         seed: of order and augmentation.
-        padding, hflip: of the augmentation by crops and flips; with ``train`` only.
-        erase: another augmentation, of a normalized batch (B, C, H, W).
+        padding, hflip: pixels of padding before the random crop, and probability of a flip; only with ``train``.
+        erase: another augmentation, applied to a normalized batch (B, C, H, W).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TensorBatches:
         return count_batches(len(self.labels), self.batch_size, self.train, self.part)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W), normalized, and labels (B); from batch number ``start`` on."""
+        """Normalized images (B, C, H, W) and labels (B), starting with batch number ``start``."""
         batches = epoch_batches(len(self.labels), self.batch_size, self.train, self.seed, epoch, self.part)
         for number, places in enumerate(batches[start:], start):
             x, labels = self.images[places], self.labels[places]
@@ -97,12 +97,12 @@ class TensorBatches:
 
 
 def fits_in_memory(images: int, data_config: dict[str, Any]) -> bool:
-    """Whether so many images, at the size for the network, take no more than MEMORY_LIMIT bytes."""
+    """Whether this many images, at the network's input size, take at most MEMORY_LIMIT bytes."""
     return images * math.prod(data_config["input_size"]) <= MEMORY_LIMIT
 
 
 def load_tensor(data: Any, data_config: dict[str, Any], indices: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """All images of a data set, or a choice of them, as :func:`eval_transform` prepares them: bytes (n, C, H, W).
+    """All or selected images of a data set, prepared as by :func:`eval_transform`: bytes (n, C, H, W).
 
     Returns:
         images, labels (n)
@@ -120,7 +120,7 @@ def load_tensor(data: Any, data_config: dict[str, Any], indices: Sequence[int] |
 
 
 def _keeps_pixels(prepare: Callable[[Image.Image], Tensor], data: PixelImages) -> bool:
-    """Whether a transform leaves images of this size as they are: it does if it leaves one of noise as it is."""
+    """Whether a transform leaves images of this size unchanged, judged by an image of noise."""
     noise = torch.randint(0, 256, data.pixels.shape[1:], generator=torch.Generator().manual_seed(0)).byte()
     prepared = prepare(Image.fromarray(noise.numpy()))  # (C, H, W)
     return torch.equal(prepared, noise[None] if noise.ndim == 2 else noise.movedim(2, 0))

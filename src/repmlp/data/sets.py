@@ -1,4 +1,4 @@
-"""Data sets by name: PIL images and class indices, and what a network must know of them."""
+"""Open data sets by name: PIL images, class indices, class names and statistics."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +29,8 @@ from .pixels import load_pixels
 from .shards import open_shards
 from .splits import Splits, draw_train_val, shorten, split_train_val
 
-#: Per-channel mean and standard deviation of the training images, in [0, 1]: published values of the sets that
-#: torchvision knows, and those of the digits as this module reads them.
+#: Per-channel mean and standard deviation of the training images, in [0, 1]: published values for torchvision's data
+#: sets, and those of the digits as this module reads them.
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3054,), (0.3760,)),
     "torch/mnist": ((0.1307,), (0.3081,)),
@@ -38,28 +38,28 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "torch/cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "torch/cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-#: torchvision's that fit in memory; and those that are image files.
+#: torchvision's data sets that fit in memory, and those that consist of image files.
 SMALL = ("torch/cifar10", "torch/cifar100", "torch/mnist", "torch/fashion_mnist", "torch/kmnist", "torch/qmnist")
 LARGE = ("torch/imagenet", "torch/places365")
 FOLDER, SHARDS, HUB = "folder:", "wds/", "hfds/"
-#: Beside the images: their mean and standard deviation, and which cannot be read.
+#: File next to the images with their mean and standard deviation, and the list of unreadable ones.
 CACHE = "repmlp-cache.json"
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, split as its makers split it.
+    """A data set with its published splits.
 
     Attributes:
-        train, test: map-style data sets of (PIL image, class index): to train on, and to test on at the end.
-        class_names: in the order of the indices.
-        mean, std: of the training images' pixels in [0, 1], per channel; their number is that of the channels.
+        train, test: map-style data sets of (PIL image, class index), for training and for the final test.
+        class_names: in the order of the class indices.
+        mean, std: of the training images' pixels in [0, 1], one value per channel.
         image_size: (height, width) if all images are small, of this size and kept in memory.
-        skipped: names of the images that cannot be read and are left out.
-        val: to choose the best epoch by; None if the data set has only two splits.
-        ignored: what else was found and left out, and why, each a sentence.
-        digests: of names and sizes of the image files, by split; empty for the sets that torchvision or
-            scikit-learn bring.
+        skipped: names of the unreadable images, which are left out.
+        val: the split for choosing the best epoch; None if the data set has only two splits.
+        ignored: anything else that was found but not used, with the reason, one sentence each.
+        digests: of the names and sizes of the image files, by split; empty for data sets from torchvision or
+            scikit-learn.
     """
 
     train: LabeledImages
@@ -84,18 +84,19 @@ class ImageData:
         draw: Literal["by-class", "at-random"] = "by-class",
         train_images: int | None = None,
     ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
-        """Which images to train on, and which to choose the best epoch by.
+        """Choose the images for training and for validation.
 
         Args:
-            fraction: of the training images to validate on, if there is no validation split; 0 for no validation.
-            draw: "at-random" draws them as earlier versions did, whatever their classes.
-            train_images: how many images to train on, drawn by class from those left; by default all.
+            fraction: share of the training images for validation if there is no validation split; 0 for none.
+            draw: "at-random" draws them regardless of class, as earlier versions did.
+            train_images: number of images to train on, drawn by class from the remaining ones; by default all.
 
         Returns:
-            Indices in ``train``; a data set and indices in it, or None.
+            Indices in ``train``; and a data set with indices in it, or None without validation.
 
         Raises:
-            ValueError: for "at-random" if there is a validation split, and for more ``train_images`` than there are.
+            ValueError: if ``draw`` is "at-random" although there is a validation split, or ``train_images`` exceeds
+                the number of images.
         """
         train, val = self._train_and_val(fraction, seed, draw)
         if train_images is None:
@@ -134,35 +135,35 @@ def load_data(
 ) -> ImageData:
     """Open a data set by name.
 
-    The mean and standard deviation of small sets that have no published ones come from all training
-    images. Of others they come from at most 2,000, evenly spread over the set in its order (by class, for a
-    folder), each shrunk to 256 pixels on its longer side and with the same weight, to four decimals. They
-    are kept in CACHE next to the images, if that can be written, until an image file changes.
+    Small data sets without published mean and standard deviation get them from all training images. Others get them
+    from at most 2,000 images, evenly spread over the set in its order (by class, for a folder), each shrunk to 256
+    pixels on its longer side, equally weighted, to four decimals. The values are kept in CACHE next to the images, if
+    it can be written, until an image file changes.
 
-    By default an unreadable image stops the run when it is reached, possibly after hours. With
-    ``bad_images="skip"`` all images are read once before anything else, and those that cannot be read are
-    left out, with a warning that counts and names them: so an index means the same image in every process
-    and every run, and no image is counted twice. This takes a part of the time of an epoch. The result is
-    kept in CACHE too; of a set that has not changed, only the images left out are read again.
+    By default an unreadable image stops the run when it is reached, possibly after hours. With ``bad_images="skip"``
+    all images are read once at the start, and unreadable ones are left out with a warning that counts and names them.
+    An index then means the same image in every process and run, and no image is counted twice. This takes part of the
+    time of an epoch. The result is kept in CACHE too; if the set has not changed, only the skipped images are read
+    again.
 
-    Image files of one size are decoded once and kept in memory as a tensor of bytes, if that takes no
-    more than MEMORY_LIMIT; :func:`repmlp.data.pixels.load_pixels` has the details.
+    Image files of one size are decoded once and kept in memory as a tensor of bytes, if that takes no more than
+    MEMORY_LIMIT; :func:`repmlp.data.pixels.load_pixels` has the details.
 
     Args:
-        name: ``digits`` (scikit-learn's 1797 handwritten digits of 8x8, on board, no download), ``torch/...``
-            (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder per class, in PATH/train and
-            PATH/val, PATH/test or both), ``wds/PATH`` (a folder of WebDataset shards) or ``hfds/NAME`` (of
-            the Hugging Face Hub, or a folder in one of its formats).
-        root: folder that holds the data, for ``torch/...`` and ``hfds/...``.
-        download: let torchvision, or Hugging Face's datasets, fetch it into ``root``.
-        bad_images: what to do about an image that cannot be read.
-        on_check: called with the number of images checked or decoded so far, and of all.
-        in_memory: "yes" keeps images of one size in memory however many they are, "no" reads each when it is used.
+        name: ``digits`` (scikit-learn's 1797 handwritten 8x8 digits, included, no download), ``torch/...``
+            (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder per class, in PATH/train and PATH/val,
+            PATH/test or both), ``wds/PATH`` (a folder of WebDataset shards) or ``hfds/NAME`` (from the Hugging Face
+            Hub, or a folder in one of its formats).
+        root: folder of the data, for ``torch/...`` and ``hfds/...``.
+        download: let torchvision, or Hugging Face's datasets, download it into ``root``.
+        bad_images: "stop" at an unreadable image, or "skip" it.
+        on_check: called with the number of images checked or decoded so far, and the total.
+        in_memory: "yes" keeps images of one size in memory however many there are, "no" reads each when it is used.
 
     Raises:
-        ValueError: for an unknown name; the message says which exist. For data that is not as it should
-            be, and for an image that cannot be read: here, or where it is reached.
-        FileNotFoundError: if the data is not there; the message says how to get it.
+        ValueError: if the name is unknown (the message lists the known ones), the data is malformed, or an image is
+            unreadable (here, or when it is reached).
+        FileNotFoundError: if the data is not found; the message says how to get it.
     """
     if bad_images not in ("stop", "skip"):
         raise ValueError(f"bad_images is {bad_images!r}: use stop or skip")
@@ -201,7 +202,7 @@ def _digits() -> ImageData:
     )
 
 
-#: How to get a data set that is not there, where torchvision cannot fetch it or something else can.
+#: How to get a data set, if torchvision cannot download it or there is another way.
 _HOW_TO_GET = {
     "torch/imagenet": "put the archives from image-net.org there, torchvision unpacks them",
     "torch/fashion_mnist": "pass download=True, or install Debian's package dataset-fashion-mnist and unpack the four "
@@ -244,7 +245,7 @@ def _large(name: str, folder: Path, download: bool) -> Splits:
 
 
 def _on_disk(splits: Splits, check: bool, in_memory: str, on_check: Callable[[int, int], None]) -> ImageData:
-    """Leave out what cannot be read, find the mean and standard deviation, and keep small images in memory."""
+    """Drop unreadable images, compute the mean and standard deviation, and keep small images in memory."""
     cache = splits.folder / CACHE if splits.folder else None
     data = {kind: part for kind in ("train", "val", "test") if (part := getattr(splits, kind))}
     unreadable = {kind: _unreadable(part, kind, cache, on_check) if check else [] for kind, part in data.items()}
@@ -277,7 +278,7 @@ def _on_disk(splits: Splits, check: bool, in_memory: str, on_check: Callable[[in
 
 
 def _unreadable(data: EncodedImages, split: str, cache: Path | None, on_check: Callable[[int, int], None]) -> list[int]:
-    """Indices of the images that cannot be read; those found earlier are read again, in case they were repaired."""
+    """Indices of the unreadable images; those found earlier are read again, in case they were repaired."""
     key = f"unreadable in {split}"
     found = get_or_compute(cache, {key: data.fingerprint()}, lambda key: find_unreadable(data, on_check))[key]
     found = [i for i in found if not data.is_readable(i)]

@@ -1,11 +1,10 @@
 """``wds/PATH``: WebDataset shards, tar files of ``KEY.jpg`` and ``KEY.cls``, read by index.
 
-The usual reader of such shards streams them: it shuffles within a buffer, cannot resume in the middle, and
-gives each process whole shards, so some images come twice or not at all where shards and processes do not
-divide. But a tar file is not compressed: once the offset of each image in it is known, any image is one read
-away, like a file in a folder. So these data sets are map-style like all others here, with an exact shuffle,
-an exact position to resume from, and every image once over any number of processes. The price: shards must
-be on a disk, not behind a URL.
+The usual reader streams shards: it shuffles within a buffer, cannot resume mid-epoch, and assigns whole shards to
+processes, so some images come twice or not at all if the shards do not divide evenly. But a tar file is not compressed:
+once the offset of each image is known, any image takes one read, like a file in a folder. So these data sets are
+map-style like all others here, with an exact shuffle, an exact position to resume from, and every image once over any
+number of processes. The price: shards must be on a disk, not behind a URL.
 """
 
 import json
@@ -24,26 +23,26 @@ from .images import EncodedImages
 from .shard_splits import Split, read_splits
 from .splits import MAX_CLASSES, Splits, class_names_of
 
-#: Next to the shards, written by this module: the offset, size and label of each image.
+#: File next to the shards with the offset, size and label of each image, written by this module.
 INDEX = "repmlp-index.json"
-#: Bytes of a file with a label, at most.
+#: Maximum size of a label file, in bytes.
 MAX_LABEL_SIZE = 2**20
 
 
 class ShardImages(EncodedImages):
-    """Images in tar files. A file is opened for each read: a thousand are too many to keep open in each worker.
+    """Images in tar files. Each read opens its file: a thousand files are too many to keep open in each worker.
 
     Args:
-        folder: that holds the shards.
-        shards: paths, relative to it.
-        index: for each of them (member, offset, size, label) of each image, as :func:`index_shard` gives it.
+        folder: of the shards.
+        shards: paths relative to ``folder``.
+        index: (member, offset, size, label) of each image by shard, as returned by :func:`index_shard`.
     """
 
     def __init__(self, folder: Path, shards: Sequence[str], index: dict[str, list[list[Any]]]) -> None:
         rows = [(number, *row) for number, shard in enumerate(shards) for row in index[shard]]
         super().__init__(np.array([label for *_, label in rows]))
         self.folder, self.shards = folder, list(shards)
-        # Arrays, not lists of a million strings: workers share their memory, and a copy takes no time.
+        # Arrays, not lists of a million strings: workers share the memory, and copying is cheap.
         self.members = np.array([os.fsencode(member) for _, member, _, _, _ in rows])
         self.offsets = np.array([(number, offset, size) for number, _, offset, size, _ in rows])
 
@@ -57,22 +56,22 @@ class ShardImages(EncodedImages):
             return file.read(size)
 
     def fingerprint(self, times: bool = True) -> str:
-        """That of the shards."""
+        """The fingerprint of the shards."""
         states = [(shard, *_state(self.folder / shard)[: 1 + times]) for shard in self.shards]
         return sha256(json.dumps([states, len(self)]).encode()).hexdigest()
 
 
 def open_shards(folder: Path) -> Splits:
-    """Find shards, and where in them the images are.
+    """Find the shards in a folder, and the positions of the images in them.
 
-    The splits are ``splits`` of an info file, or the words train, val, validation and test in the names of
-    shards or sub-folders. The class names are ``class_names`` of the info file, or the lines of classes.txt,
-    or numbers. INDEX keeps the offsets of the images, if it can be written, for each shard until its size or
-    time of change differs.
+    The splits are ``splits`` of an info file, or come from the words train, val, validation and test in the names of
+    shards or sub-folders. The class names are ``class_names`` of the info file, the lines of classes.txt, or numbers.
+    The offsets of the images are kept in INDEX, if it can be written, and reused for a shard until its size or
+    modification time changes.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or a split has no shard.
-        ValueError: for a shard that is cut off, an image without a label, or a label without a class.
+        FileNotFoundError: if there is no such folder, or a split has no shards.
+        ValueError: if a shard is truncated, an image has no label, or a label has no class.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: wds/PATH needs one that holds .tar files")
@@ -93,15 +92,15 @@ def open_shards(folder: Path) -> Splits:
 def index_shard(path: Path, label_key: str = "") -> list[list[Any]]:
     """[member, offset, size, label] of each image in a tar file, in bytes.
 
-    Files whose paths are the same up to the first dot of their names belong together. The label is the
-    number in KEY.cls, or else ``label`` in KEY.json.
+    Files with the same path up to the first dot of their names belong together. The label is the number in KEY.cls, or
+    else ``label`` in KEY.json.
 
     Args:
-        label_key: if given, the label is this field of KEY.json, and an image with a negative one is left out.
+        label_key: if given, the label is this field of KEY.json, and images with a negative label are left out.
 
     Raises:
-        ValueError: for a tar file that is cut off, an image or a label without the other, a file that is too
-            large or sparse, and a label that is not a class index.
+        ValueError: if the tar file is truncated, an image has no label or a label no image, a file is too large or
+            sparse, or a label is not a class index.
     """
     images: dict[str, dict[str, tarfile.TarInfo]] = {}
     labels: dict[str, int] = {}
@@ -122,11 +121,11 @@ def index_shard(path: Path, label_key: str = "") -> list[list[Any]]:
                         labels[key] = label
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError, OverflowError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk or network
+        if isinstance(error, OSError) and error.errno is not None:  # a disk or network error
             raise
         raise ValueError(f"{path} is cut off, or not a tar file ({error}): download or write it again") from error
     _check_pairs(path, images, labels, label_key)
-    best = {key: min(files, key=EXTENSIONS.index) for key, files in images.items()}  # of KEY.jpg and KEY.png
+    best = {key: min(files, key=EXTENSIONS.index) for key, files in images.items()}  # prefers KEY.jpg to KEY.png
     chosen = [(images[key][extension], labels[key]) for key, extension in best.items()]
     return [
         [image.name, image.offset_data, image.size, label] for image, label in chosen if label >= 0 or not label_key
@@ -149,14 +148,14 @@ def _check_pairs(path: Path, images: dict[str, Any], labels: dict[str, int], lab
 
 
 def _split_name(member: str) -> tuple[str, str]:
-    """Key and extension: what comes before the first dot of the file's name, and the rest in lower case."""
+    """Key and extension: the path up to the first dot of the file name, and the rest in lower case."""
     folder, slash, file = member.rpartition("/")
     stem, dot, extension = file.partition(".")
     return f"{folder}{slash}{stem}", f"{dot}{extension}".lower()
 
 
 def _label(encoded: bytes, extension: str, label_key: str, where: str) -> int | None:
-    """A class index, from 0 to MAX_CLASSES; with ``label_key`` a negative number too. None if there is no label."""
+    """A class index below MAX_CLASSES, possibly negative with ``label_key``; None if there is no label."""
     try:
         value = json.loads(encoded).get(label_key or "label") if extension == ".json" else encoded.decode().strip()
         if value is None:
@@ -172,7 +171,7 @@ def _label(encoded: bytes, extension: str, label_key: str, where: str) -> int | 
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Raise unless a block of zeros ends the tar file: tarfile stops at some damaged ones without an error."""
+    """Raise unless the tar file ends with a block of zeros: tarfile accepts some damaged files without an error."""
     with path.open("rb") as file:
         file.seek(offset)
         end = file.read(tarfile.BLOCKSIZE)
@@ -181,7 +180,7 @@ def _check_end(path: Path, offset: int) -> None:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """Size and time of change."""
+    """Size and modification time."""
     state = file.stat()
     return state.st_size, state.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""Quantization-aware training of what will be deployed: the equivalent FC3 kernel, not the branches.
+"""Quantization-aware training of the kernel that will be deployed: the equivalent FC3, not the branches.
 
 M rows of the partition map, C/O channels in/out, h,w partition, g groups.
 
@@ -27,18 +27,18 @@ from .repmlp_v2 import RepMLPv2
 
 
 def add_fake_quant_hooks(model: nn.Module, bits: int = 8) -> list[RemovableHandle]:
-    """Make all RepMLP blocks of ``model`` compute as if the merged FC3 were rounded to integers, with forward hooks.
+    """Add forward hooks that make all RepMLP blocks compute as if the merged FC3 were rounded to integers.
 
     Symmetric, one scale per group and output of FC3 (:func:`~repmlp.functional.fake_quantize`). For
     training, call :func:`set_bn_eval` first: the kernel is merged with BN's running statistics.
     Parameters and state dict do not change, and blocks may be converted while hooked.
 
     Args:
-        model: a block, or a network with blocks in it.
+        model: a block, or a network that contains blocks.
         bits: of the integers.
 
     Returns:
-        One handle per block; ``handle.remove()`` ends it.
+        One handle per block; ``handle.remove()`` removes its hook.
 
     Raises:
         ValueError: if the model has no RepMLP block.
@@ -62,7 +62,7 @@ def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
 
 
 def is_rounding_hook(hook: Any) -> bool:
-    """Whether :func:`add_fake_quant_hooks` registered a hook. It stays right while its block is converted."""
+    """Whether :func:`add_fake_quant_hooks` registered a hook. It stays correct while its block is converted."""
     return isinstance(hook, partial) and hook.func is _add_rounding_error
 
 
@@ -77,9 +77,9 @@ def _add_rounding_error(
 
 
 def set_bn_eval(model: nn.Module) -> None:
-    """Put all batch norms into eval mode: they then compute the affine maps that a conversion merges.
+    """Put all batch norms into eval mode, so that they compute the affine maps that a conversion merges.
 
-    Their weights and biases still learn. ``model.train()`` undoes it.
+    Their weights and biases are still trained. ``model.train()`` undoes it.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -3,7 +3,7 @@
 ResMLP, gMLP and MLP-Mixer mix tokens with an FC that all channels share. For each channel, the tokens of an H x W
 grid in row-major order form a map of one channel, which the FC maps to one or r such maps. A conv on maps is an FC
 too. So this FC can train with a Local Perceptron in parallel that is merged into it afterwards, as into FC3 of a
-RepMLP block (v1, sections 3.3 and 3.4). The papers do not do this; the maths is theirs.
+RepMLP block (v1, sections 3.3 and 3.4). The papers do not do this, but the maths is theirs.
 
 N images, C channels that share the FC, H,W grid, T = H*W tokens, g groups, I/O maps in/out of all groups, K kernel.
 """
@@ -22,30 +22,30 @@ from .perceptrons import LocalPerceptron
 
 
 class TokenMixing(nn.Module):
-    """``FC(x) + sum_K BN(conv_K(x))``, where FC was a plain layer and becomes one again.
+    """``FC(x) + sum_K BN(conv_K(x))``, a temporary form of a plain FC.
 
-    A temporary form of a plain FC. Do not construct it: :func:`attach_local_perceptron_` converts an existing FC in
-    place, keeping its parameters. The FC sees a class token in front of the grid's tokens, the convs do not.
+    Do not construct it: :func:`attach_local_perceptron_` converts an existing FC in place, keeping its parameters. The
+    FC sees a class token in front of the grid's tokens, the convs do not.
 
-    Shape: that of the FC, tokens on ``token_axis``: (..., I*T) -> (..., O*T), one more on each side with a class token.
+    Shape: as for the FC, tokens on ``token_axis``: (..., I*T) -> (..., O*T), plus one on each side with a class token.
 
     Attributes:
         grid: (H, W).
-        class_token: whether the first token is not of the grid.
+        class_token: whether a class token precedes the grid's tokens.
         local_perceptron: the convs and their BNs.
     """
 
     grid: tuple[int, int]
     class_token: bool
     deploy: bool
-    if TYPE_CHECKING:  # TorchScript reads annotations, and takes none of modules and types
+    if TYPE_CHECKING:  # TorchScript reads annotations, and supports none of modules and types
         fc_type: type[nn.Module]  # the class of the plain FC
         local_perceptron: LocalPerceptron
 
     def _local(self, x: Tensor, C: int, like: Tensor) -> Tensor:
         """The sum of the branches for x (..., C, I*T) in the shape (..., C, O*T) of ``like``; 0 for a class token.
 
-        It runs in TorchScript, under fx and for a batch of 0 images, where ``like`` is needed for the shape.
+        Works in TorchScript, under fx and for a batch of 0 images, which needs the shape of ``like``.
         """
         H, W = self.grid
         x = x[..., int(self.class_token) :]  # (..., C, I*T)
@@ -53,7 +53,7 @@ class TokenMixing(nn.Module):
         y: Tensor | None = None
         for branch in self.local_perceptron.branches.values():
             # All channels share the kernel, as if the branch ran on (N*C, I, H, W). One conv of C groups computes the
-            # same, and is not slowed down by maps of one channel.
+            # same, without the slowness of one-channel maps.
             conv = branch.conv
             kernel = conv.weight.repeat(C, 1, 1, 1)  # type: ignore[operator, union-attr]
             z = F.conv2d(maps, kernel, padding=conv.padding, groups=C * conv.groups)  # type: ignore[arg-type, operator, union-attr]
@@ -67,9 +67,9 @@ class TokenMixing(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge the convs and BNs into the FC, and turn into the plain FC again, in place.
+        """Merge the convs and BNs into the FC and become the plain FC again, in place.
 
-        The class changes back, as that of PyTorch's lazy modules does: the network has its original layers and
+        The module changes its class back, as PyTorch's lazy modules do: the network has its original layers and
         state-dict keys again, and references to this module or its parameters stay valid.
         """
         fc: Any = self
@@ -133,7 +133,7 @@ def grouped_weight(fc: Any) -> Tensor:
 def build_local_perceptron(
     fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3), class_token: bool = False
 ) -> LocalPerceptron:
-    """Build a Local Perceptron to run in parallel with an FC over tokens. Its output is zero at first: BN weights are.
+    """Build a Local Perceptron in parallel with a token-mixing FC. Its BN weights, hence its output, start at zero.
 
     Args:
         fc: an ``nn.Linear``, ``nn.Conv1d`` of kernel size 1 or :class:`GroupedLinear`, with a bias.
@@ -168,7 +168,7 @@ def build_local_perceptron(
 def attach_local_perceptron_(
     fc: nn.Module, local: LocalPerceptron, grid: tuple[int, int], class_token: bool = False
 ) -> None:
-    """Make an FC compute ``FC(x) + local(x)``, in place. Its parameters and their names stay.
+    """Make an FC compute ``FC(x) + local(x)``, in place. Its parameters keep their names.
 
     Args:
         fc: the FC; :meth:`TokenMixing.reparameterize` turns it back into a plain one.
@@ -202,7 +202,7 @@ def _check_layer(fc: Any) -> None:
 
 
 def _maps(width: int, side: str, grid: tuple[int, int], class_token: bool) -> int:
-    """How many maps of the grid ``width`` inputs or outputs hold."""
+    """The number of grid maps in ``width`` inputs or outputs."""
     T, tokens = grid[0] * grid[1], width - class_token
     if tokens > 0 and tokens % T == 0:
         return tokens // T

@@ -22,7 +22,7 @@ class FoldableBottleneck(Bottleneck):
 
     Args:
         deploy: build the deploy form.
-        args, kwargs: of timm's Bottleneck; a downsample path must be a conv and a batch norm.
+        args, kwargs: of timm's Bottleneck; a downsample path must consist of a conv and a batch norm.
 
     Shape: (N, C, H, W) -> (N, O, H/stride, W/stride).
     """
@@ -48,7 +48,7 @@ class FoldableBottleneck(Bottleneck):
 
 
 class RepMLPBottleneck(nn.Module):
-    """The RepMLP Bottleneck (v1, section 3.5): a Bottleneck whose inner map goes through a RepMLP.
+    """The RepMLP Bottleneck (v1, section 3.5): a Bottleneck with a RepMLP between two 3x3 convs.
 
     The 3x3 convs reduce the channels of the RepMLP to width/r, because FC3's cost is quadratic in it.
     Each layer converts itself to its own deploy form.
@@ -110,7 +110,7 @@ class RepMLPLightBlock(nn.Module):
     The first 1x1 conv reduces directly to the width of the RepMLP: in ResNet-50, r = 2 reduces the
     block's channels by 8, as in the paper.
 
-    Args, Shape, Raises: as :class:`RepMLPBottleneck`, without ``dilation``.
+    Args, Shape, Raises: as for :class:`RepMLPBottleneck`, without ``dilation``.
     """
 
     def __init__(
@@ -153,5 +153,5 @@ def _reduce(width: int, channel_reduction: int) -> int:
 
 
 def _zero_init(last: ConvNorm) -> None:
-    if isinstance(last.bn, nn.BatchNorm2d):  # not in deploy form, which is built to load weights into
+    if isinstance(last.bn, nn.BatchNorm2d):  # the deploy form has no BN: it is built to load weights
         nn.init.zeros_(last.bn.weight)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class StagedModel(nn.Module):
-    """Stages, each ending in a feature map (N, C, H, W); a norm; a pooling classifier."""
+    """Stages that each end in a feature map (N, C, H, W), a norm, and a pooling classifier."""
 
     def __init__(self, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class StagedModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages, and if asked the norm and the head, that the stages in ``indices`` do not need."""
+        """Remove the stages after those in ``indices`` and, on request, the norm and the head."""
         wanted, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_norm:

@@ -1,19 +1,19 @@
 """The pure-MLP network for CIFAR-10, its ablation, and the Wide ConvNet (RepMLP v1, section 4.1, Fig. 3, Table 1).
 
-"Pure MLP" is a network without convs larger than 1x1; a 1x1 conv is an FC over channels. Every
-RepMLP and every conv-BN is followed by a ReLU:
+A "pure MLP" is a network without convs larger than 1x1; a 1x1 conv is an FC over channels. A ReLU follows every RepMLP
+and every conv-BN:
 
     stage 1, 32x32   FC(3,16)   RepMLP  FC(16,16)  RepMLP
     stage 2, 16x16   FC(16,32)  max-pool  RepMLP  FC(32,32)  RepMLP
     stage 3, 8x8     FC(32,64)  max-pool  RepMLP  FC(64,64)  RepMLP  FC(64,64)
     head             average pool, Linear
 
-As in the paper, the FC that widens a stage comes before the pooling. It belongs to the next stage here,
-so that each stage ends in its own resolution.
+As in the paper, the FC that increases the channels comes before the pooling. Here it belongs to the next stage, so that
+each stage ends at its own resolution.
 
-The rows of the ablation are arguments of the one network:
+The rows of the ablation are arguments of this network:
 
-    A  training form                  no argument: what ``reparameterize`` converts
+    A  training form                  no argument: before ``reparameterize``
     B  no Local Perceptron            kernel_sizes=()
     C  no Global Perceptron           global_perceptron=False
     D  FC3 replaced by a 9x9 conv     block="conv9_for_fc3"
@@ -38,10 +38,10 @@ from ._staged import StagedModel
 class Conv9ForFC3(Partitioned):
     """Row D: a RepMLP block with FC3 and its BN replaced by a 9x9 conv and BN of the same groups.
 
-    On a partition map, that conv is one more branch of the Local Perceptron, and its largest. So the
-    deploy form runs all branches as one 9x9 conv.
+    On a partition map, that conv is one more branch of the Local Perceptron, and the largest. So the deploy form runs
+    all branches as one 9x9 conv.
 
-    Args: as :class:`~repmlp.layers.RepMLP`, with ``channels`` in and out.
+    Args: as for :class:`~repmlp.layers.RepMLP`, with ``channels`` in and out.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class CifarNet(StagedModel):
     Args:
         num_classes, in_chans, global_pool, drop_rate: as in any timm model.
         img_size: (H, W) of the images; each stage after the first halves it.
-        channels: one width per stage; as many stages.
+        channels: width of each stage; their count is the number of stages.
         partition_size: (h, w) of all blocks.
         kernel_sizes: of the Local Perceptrons; empty for none (row B).
         groups: g of all blocks.
         global_reduction: of the Global Perceptrons.
-        global_perceptron: off for row C.
+        global_perceptron: False for row C.
         block: "repmlp", "conv9_for_fc3" (row D), "conv9" (row E), or "conv3" (Wide ConvNet).
         pad: zero-pad feature maps that are not multiples of the partition.
         deploy: build the deploy form.
 
     Raises:
-        ValueError: for sizes that do not fit, or an unknown block.
+        ValueError: if sizes do not fit or the block is unknown.
     """
 
     def __init__(
@@ -201,5 +201,5 @@ def repmlp_cifar(pretrained: bool = False, **kwargs) -> CifarNet:
 
 @register_model
 def wide_convnet_cifar(pretrained: bool = False, **kwargs) -> CifarNet:
-    """The Wide ConvNet: a 3x3 conv-BN for each RepMLP, twice the channels; 65.1M MACs, 91.99% (v1, Table 1)."""
+    """The Wide ConvNet: a 3x3 conv-BN replaces each RepMLP, twice the channels; 65.1M MACs, 91.99% (v1, Table 1)."""
     return _create("wide_convnet_cifar", pretrained, **{"channels": (32, 64, 128), "block": "conv3", **kwargs})

@@ -1,16 +1,16 @@
-"""RepMLP-ResNet (RepMLP v1, sections 3.5, 4.2 to 4.4): timm's ResNet with RepMLP blocks among its Bottlenecks.
+"""RepMLP-ResNet (RepMLP v1, sections 3.5, 4.2 to 4.4): timm's ResNet with some Bottlenecks replaced by RepMLP blocks.
 
-    RepMLP Bottleneck    1x1 to the width, 3x3 to width/r, RepMLP, 3x3 back to the width, 1x1 up
-    RepMLP Light Block   1x1 to width/r, RepMLP, 1x1 up
+    RepMLP Bottleneck    1x1 to the width, 3x3 to width/r, RepMLP, 3x3 back to the width, 1x1 to the output channels
+    RepMLP Light Block   1x1 to width/r, RepMLP, 1x1 to the output channels
 
 The stages are c2 to c5, as in the paper; timm calls them layer1 to layer4. In a stage with RepMLP
-blocks, the first block stays a Bottleneck and all others are replaced. Everything in timm's ResNet
+blocks, the first block stays a Bottleneck and all others are replaced. Everything from timm's ResNet
 keeps its name, so weights of timm's ``resnet50`` load into the blocks that stay:
-``model.load_state_dict(weights, strict=False)``. (Only the stem is a single module here, a ConvNorm
+``model.load_state_dict(weights, strict=False)``. (Only the stem differs: it is one module, a ConvNorm
 named conv1; timm's names are translated on loading.)
 
 The face networks (section 4.3) use the same class: base_width=256 makes the 3x3 convs as wide as
-the block's output, so the 1x1 convs do not reduce.
+the block's output, so the 1x1 convs do not reduce channels.
 """
 
 import re
@@ -46,9 +46,9 @@ class RepMLPResNet(ResNet):
     has RepMLP blocks: ``groups={"c3": 8, "c4": 16}``.
 
     Args:
-        blocks: which blocks replace all but the first of a stage, "bottleneck" or "light":
+        blocks: kind of the blocks that replace all but the first of a stage, "bottleneck" or "light":
             ``{"c3": "bottleneck", "c4": "bottleneck"}``. Empty for the plain ResNet.
-        layers: blocks of each stage.
+        layers: number of blocks in each stage.
         channels: of each stage; its blocks have four times as many output channels.
         base_width: the 3x3 convs have channels * base_width / 64 channels.
         img_size: (H, W) of the images, any size: the RepMLP pads a feature map that is not a multiple of
@@ -65,7 +65,7 @@ class RepMLPResNet(ResNet):
     Shape: (N, in_chans, H, W) -> (N, num_classes).
 
     Raises:
-        ValueError: for an unknown stage or block, a stage that a mapping leaves out, or sizes that do not fit.
+        ValueError: if a stage or block is unknown, a mapping lacks a stage, or sizes do not fit.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RepMLPResNet(ResNet):
             **dd,
         )
         conv: Any = self.conv1
-        # One module that converts itself: features_only keeps the modules of a network, but not the network.
+        # One module that converts itself: features_only keeps a network's modules, but not the network itself.
         self.conv1: Any = ConvNorm(in_chans, conv.out_channels, 7, 2, deploy=deploy, **dd)
         self.conv1.conv.weight = conv.weight
         self.bn1 = nn.Identity()
@@ -146,7 +146,7 @@ class RepMLPResNet(ResNet):
         return set()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # Translates timm's names. PyTorch passes a copy of the dict, and reads the children's tensors from it later.
+        # Translates timm's names. PyTorch passes a copy of the dict and reads the children's tensors from it later.
         for name in [name for name in state_dict if name.startswith(prefix)]:
             state_dict[prefix + _own_name(name.removeprefix(prefix))] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -189,7 +189,7 @@ def _own_name(name: str) -> str:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of timm's ResNet under our names. timm calls it before it adapts and loads pretrained weights."""
+    """Rename weights of timm's ResNet to our names. timm calls this before it adapts and loads pretrained weights."""
     return {_own_name(name): tensor for name, tensor in state_dict.items()}
 
 
@@ -285,7 +285,7 @@ def repmlp_resnet50_320_g4x8(pretrained: bool = False, **kwargs) -> RepMLPResNet
 
 @register_model
 def faceresnet(pretrained: bool = False, **kwargs) -> RepMLPResNet:
-    """FaceResNet (v1, 4.3): 96 px images to an embedding of ``num_classes`` values, the baseline of the paper.
+    """FaceResNet (v1, 4.3), the paper's baseline: maps 96 px images to an embedding of ``num_classes`` values.
 
     Its loss is AM-Softmax: CosFaceLoss of pytorch-metric-learning on the embeddings.
     """

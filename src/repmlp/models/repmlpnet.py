@@ -1,16 +1,16 @@
 """RepMLPNet: a hierarchical MLP (RepMLPNet, CVPR 2022, arXiv 2112.11081), "v2" of RepMLP.
 
     stem     4x4 conv of stride 4, BN, ReLU
-    stages   of  x = x + block(BN(x));  x = x + FFN(BN(x))
+    stages   x = x + block(BN(x));  x = x + FFN(BN(x)), repeated
     between  2x2 conv of stride 2, BN, ReLU
     head     BN, average pool, Linear
 
-``block`` is :class:`~repmlp.layers.RepMLPv2`, ``FFN`` two 1x1 conv-BNs with a GELU between them. The
-stem and the convs between the stages belong to the stage after them, so each stage ends in its own
+``block`` is :class:`~repmlp.layers.RepMLPv2`; ``FFN`` is two 1x1 conv-BNs with a GELU in between. The
+stem and the convs between the stages belong to the following stage, so each stage ends at its own
 resolution.
 
-The weights depend on the partitions, not on the image size: a network takes any image, also a
-rectangular one, whose feature maps are multiples of the partitions; with ``pad``, any image.
+The weights depend on the partitions, not on the image size: a network accepts any image, including
+rectangular ones, whose feature maps are multiples of the partitions; with ``pad``, any image at all.
 """
 
 import math
@@ -34,7 +34,7 @@ from ._staged import StagedModel
 class FFN(nn.Module):
     """``conv-BN(GELU(conv-BN(BN(x))))`` with 1x1 convs: the FFN of a RepMLPNetBlock and the BN before it.
 
-    In deploy form two convs: the first BN is merged into the conv after it, which has no padding, and
+    The deploy form has two convs: the first BN is merged into the conv after it, which has no padding, and
     each other BN into the conv before it.
 
     Shape: (N, C, H, W) -> (N, C, H, W).
@@ -117,18 +117,18 @@ class RepMLPNet(StagedModel):
 
     Args:
         num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as in any timm model.
-        img_size: (H, W) of the images, only checked to fit the partitions (unless ``pad``): the network
+        img_size: (H, W) of the images. Only checked against the partitions (unless ``pad``): the network
             does not depend on it.
         channels, depths, share_sets: width, number of RepMLPNetBlocks and S of each stage.
         partition_sizes: (h, w) of the blocks of each stage, an int for a square.
         kernel_sizes: of the Local Perceptrons; empty for none.
         global_reduction: of the Global Perceptrons.
-        ffn_ratio: hidden over outer channels of the FFNs.
+        ffn_ratio: ratio of hidden to outer channels in the FFNs.
         pad: zero-pad feature maps that are not multiples of the partition.
         deploy: build the deploy form.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class RepMLPNet(StagedModel):
             self.feature_info.append({"num_chs": c, "reduction": strides[i], "module": f"stages.{i}"})
             before = c
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(before, **dd)  # the deploy form keeps it, so that forward_features does not change
+        self.norm = nn.BatchNorm2d(before, **dd)  # the deploy form keeps it, so forward_features does not change
         self._init_head(before, global_pool, drop_rate, **dd)
 
 
@@ -206,7 +206,7 @@ def _cfg(size: int, **kwargs) -> dict:
     return {
         "num_classes": 1000,
         "input_size": (3, size, size),
-        "fixed_input_size": False,  # it takes any multiple of the partitions, of which this is the smallest:
+        "fixed_input_size": False,  # any multiple of the partitions is accepted; this is the smallest:
         "min_input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),
         "crop_pct": 1.0,

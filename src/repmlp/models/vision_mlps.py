@@ -1,8 +1,8 @@
-"""Small ResMLP, gMLP and MLP-Mixer for 32x32 images, to train in minutes on a CPU.
+"""Small ResMLP, gMLP and MLP-Mixer for 32x32 images that train in minutes on a CPU.
 
-They are timm's ``MlpMixer`` with other sizes: 64 tokens of 4x4 pixels, on an 8x8 grid. Their weights load into a
+They are timm's ``MlpMixer`` in other sizes: 64 tokens of 4x4 pixels, on an 8x8 grid. Their weights load into a
 plain ``timm.models.mlp_mixer.MlpMixer`` with the same arguments. :func:`repmlp.inject_locality` gives them a local
-prior for training; for that, the Mixer's hidden width over tokens is 2T, two maps of the grid.
+prior for training; the Mixer's hidden width over tokens is 2T (two maps of the grid) to allow this.
 
     ResMLP   arXiv 2105.03404
     gMLP     arXiv 2105.08050
@@ -49,14 +49,14 @@ _SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 64}
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> MlpMixer:
-    feature_cfg = {"out_indices": 3, "feature_cls": "getter"}  # as timm's own
+    feature_cfg = {"out_indices": 3, "feature_cls": "getter"}  # as in timm's own networks
     return build_model_with_cfg(MlpMixer, variant, pretrained, feature_cfg=feature_cfg, **{**_SMALL, **kwargs})
 
 
 @register_model
 def resmlp_6_32(pretrained: bool = False, **kwargs) -> MlpMixer:
     """ResMLP with 6 blocks: 0.13M parameters, 8.1M MACs."""
-    # LayerScale starts at 0.1, not at timm's 1e-4: that suits 12 blocks or more, and slows down a short run.
+    # LayerScale starts at 0.1: timm's 1e-4 suits 12 blocks or more, and slows down a short run.
     block = partial(ResBlock, init_values=0.1)
     sizes = {"num_blocks": 6, "mlp_ratio": 2, "block_layer": block, "norm_layer": Affine}
     return _create("resmlp_6_32", pretrained, **{**sizes, **kwargs})
