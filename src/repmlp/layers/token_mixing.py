@@ -55,9 +55,9 @@ class TokenMixing(nn.Module):
             # All channels share the kernel, as if the branch ran on (N*C, I, H, W). One conv of C groups computes the
             # same, without the slowness of one-channel maps.
             conv = branch.conv
-            kernel = conv.weight.repeat(C, 1, 1, 1)  # type: ignore[operator, union-attr]
-            z = F.conv2d(maps, kernel, padding=conv.padding, groups=C * conv.groups)  # type: ignore[arg-type, operator, union-attr]
-            z = branch.bn(z.reshape(-1, self.local_perceptron.out_channels, H, W))  # type: ignore[operator]  # (N*C, O, H, W)
+            kernel = conv.weight.repeat(C, 1, 1, 1)
+            z = F.conv2d(maps, kernel, padding=conv.padding, groups=C * conv.groups)
+            z = branch.bn(z.reshape(-1, self.local_perceptron.out_channels, H, W))  # (N*C, O, H, W)
             y = z if y is None else y + z
         assert y is not None
         y = y.flatten(1)  # (N*C, O*T)
