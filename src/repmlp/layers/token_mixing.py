@@ -161,7 +161,7 @@ def build_local_perceptron(
     dd: FactoryArgs = {"device": weight.device, "dtype": weight.dtype}
     local = LocalPerceptron(groups * I, groups * O, kernel_sizes, groups, map_size=grid, **dd)
     for branch in local.branches.values():
-        nn.init.zeros_(branch.bn.weight)  # type: ignore[arg-type, union-attr]
+        nn.init.zeros_(branch.bn.weight)
     return local.train(fc.training)
 
 
