@@ -274,7 +274,7 @@ def test_an_info_file_that_does_not_fit_the_shards(shards):
     with pytest.raises(ValueError, match=r"_info\.json cannot be read .*: correct it, or remove it"):
         load_data(f"wds/{shards}")
     (shards / "_info.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"_info\.json holds no fields"):
+    with pytest.raises(ValueError, match=r"_info\.json has no fields"):
         load_data(f"wds/{shards}")
 
 
