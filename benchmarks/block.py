@@ -1,4 +1,4 @@
-"""The block's two costly operations against the ways of the paper and the public code.
+"""Compare the block's two costly operations with those of the paper and the public code.
 
 1. Merging the convs into FC3: our in-place injection against convolving an identity matrix.
 2. FC3 itself: one batched matrix product against a 1x1 conv with groups, forward and backward.

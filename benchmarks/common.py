@@ -1,4 +1,4 @@
-"""How every benchmark says what it measured, and where."""
+"""Report what a benchmark measured, and on which machine."""
 
 import json
 from dataclasses import asdict

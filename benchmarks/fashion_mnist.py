@@ -1,10 +1,10 @@
-"""The paper's pure MLP on Fashion-MNIST: what a finished run of recipes/fashion_mnist_cpu.yaml came to, in both forms.
+"""The paper's pure MLP on Fashion-MNIST: results of a finished run of recipes/fashion_mnist_cpu.yaml, in both forms.
 
     repmlp train --config recipes/fashion_mnist_cpu.yaml --data_root data --download runs/fashion_mnist
     python benchmarks/fashion_mnist.py runs/fashion_mnist --data_root data
 
-Counts right test images of the kept weights before and after conversion, in float32, and keeps the run's metrics.csv
-and curves.png beside the table.
+Counts correctly classified test images before and after conversion of the kept weights, in float32, and copies the
+run's metrics.csv and curves.png next to the table.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The input path alone: pad, crop, flip and normalize whole batches in memory, against torchvision image by image.
 
-60,000 images of 28x28 gray and of 32x32 RGB, as Fashion-MNIST and CIFAR are, of random pixels: what they show
-does not matter here. Both give normalized float32 batches of 128, padded by 4, cropped and flipped at random.
+The data are 60,000 images with random pixels, 28x28 gray as in Fashion-MNIST and 32x32 RGB as in CIFAR; their content
+does not matter. Both paths give normalized float32 batches of 128, padded by 4, cropped and flipped at random.
 
     python benchmarks/input.py
 """

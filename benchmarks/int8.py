@@ -1,7 +1,7 @@
-"""Latency of the Light network in int8 against float32, each on each engine that has it, at 224 px.
+"""Latency of the Light network in int8 against float32, on every engine that supports them, at 224 px.
 
-The weights are random (latency does not depend on them); what int8 costs in accuracy is measured on trained
-networks by `repmlp quantize`.
+The weights are random (latency does not depend on them); `repmlp quantize` measures the loss of accuracy on trained
+networks.
 
     python benchmarks/int8.py
 """

@@ -4,7 +4,7 @@ int8 is compared with int8 and bf16 with bf16. Both networks run their deploy fo
 every engine that supports the precision; int8 is static. A second table shows what int8 does to the Light network:
 float32, int8 weights only, and static int8.
 
-Weights are random: latency does not depend on them. Run it on a machine that does nothing else:
+Weights are random: latency does not depend on them. Run it on an otherwise idle machine:
 
     python benchmarks/int8_vs_int8.py --threads 1
 """

@@ -1,4 +1,4 @@
-"""What makes the deployed Light network fast: one change after another, in one run, and what bounds each.
+"""What makes the deployed Light network fast: changes added one by one, timed in one run, with the limit of each.
 
 python benchmarks/ladder.py
 """

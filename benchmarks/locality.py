@@ -1,8 +1,8 @@
 """Does a local prior in training help? ResMLP and gMLP on Fashion-MNIST, with and without, same budget, same seeds.
 
-Each run is one `repmlp train` with recipes/fashion_mnist_vision_mlp.yaml. Without --run the commands that are
-missing are printed; with it they are run, one that was stopped from where it was. Once all runs are there, the table
-is written. Arguments that are not listed here go to every `repmlp train`.
+Each run is one `repmlp train` with recipes/fashion_mnist_vision_mlp.yaml. Without --run the commands of the missing
+runs are printed; with --run they are executed, resuming interrupted ones. Once all runs are finished, the table is
+written. Arguments that are not listed here are passed to every `repmlp train`.
 
     python benchmarks/locality.py runs/locality --run --data_root data
 """
@@ -37,7 +37,7 @@ MAY_DIFFER = {"output", "model", "locality", "seed", "data_root", "download", "s
 
 
 def command(folder: Path, network: str, way: str, seed: int, others: list[str]) -> list[str]:
-    """What makes this run, or goes on with it."""
+    """The command that starts or resumes this run."""
     if (folder / "state").is_dir():
         return ["repmlp", "train", "--resume", str(folder)]
     words = [
@@ -60,7 +60,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def budget(folders: list[Path]) -> dict[str, Any]:
-    """How long and how all runs trained; an error if they did not do so alike."""
+    """The time and settings of training, shared by all runs; an error if the settings differ."""
     each = [settings_of(folder) for folder in folders]
     shared = {key: value for key, value in each[0].items() if all(other[key] == value for other in each)}
     if differ := each[0].keys() - shared.keys() - MAY_DIFFER:

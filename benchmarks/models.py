@@ -59,7 +59,7 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """``text`` with the table in it made anew."""
+    """``text`` with its table rebuilt."""
     before, rest = text.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n\n{table()}\n\n{END}{after}"

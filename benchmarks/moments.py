@@ -1,7 +1,7 @@
-"""A training step of a block: the batch statistics from the branches' outputs, or from the moments of their input.
+"""A training step of a block: batch statistics from the branches' outputs, or from the moments of their input.
 
-Forward and backward of blocks of the papers' networks by batch size, and what ``batch_statistics="auto"``
-would choose: CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this table.
+Forward and backward of blocks of the papers' networks by batch size, and the choice of ``batch_statistics="auto"``:
+CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this table.
 
     python benchmarks/moments.py
 """

@@ -1,9 +1,9 @@
-"""Is every error found, and every exact conversion accepted? Random errors in converted networks, and none.
+"""Is every error found, and every exact conversion accepted? Converted networks with and without random errors.
 
 One number, row or norm of a converted model is changed at random, by 5% of the spread of its tensor or more, and
 `repmlp.verify` must reject the result with its defaults. A change that it accepts is tried on random images of several
-scales: if no output changes by a single bit, no input can see it. Exact conversions of randomized models must all be
-accepted; the table shows how far they are from the limit.
+scales: if not a single bit of the outputs changes, no input reveals it. Exact conversions of randomized models must all
+be accepted; the table shows how far they are from the limit.
 
     python benchmarks/mutations.py --networks 300 --small 1700 --exact 500
 """

@@ -1,7 +1,7 @@
-"""Whole networks against what the public code does: FC3 as a 1x1 conv with groups, conversion by convolving identities.
+"""Compare whole networks with the public code: FC3 as a 1x1 conv with groups, conversion by convolving identities.
 
 1. Inference: deploy form, training form, and the deploy form with FC3 as the authors ship it.
-2. Conversion: reparameterize() against the identity trick, and the memory that it takes.
+2. Conversion: reparameterize() against the identity trick, and the memory that each needs.
 3. A training step of the CIFAR-10 network, FC3 as a batched product (and by moments) against a 1x1 conv.
 
     python benchmarks/networks.py

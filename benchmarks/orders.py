@@ -1,4 +1,4 @@
-"""FC3 of the Light network with few rows: ways to compute the same product, and what bounds them.
+"""FC3 of the Light network with few rows: ways to compute the same product, and the limit of each.
 
 python benchmarks/orders.py
 python benchmarks/orders.py --dtype bfloat16     # on a CPU with bf16 instructions

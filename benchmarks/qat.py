@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy, and whether quantization-aware training gives it back: the digits, three seeds.
+"""How much accuracy int8 costs, and whether quantization-aware training recovers it: the digits, three seeds.
 
 python benchmarks/qat.py
 """
@@ -21,7 +21,7 @@ WAYS = (("onnxruntime", "static"), ("onnxruntime", "dynamic"), ("torch", "dynami
 
 
 def run(seed: int, qat: bool, epochs: int, scratch: Path) -> dict[str, Any]:
-    """Train as recipes/digits.yaml says, half as wide, and count the right test images in float32 and in int8."""
+    """Train with recipes/digits.yaml at half the width; count correct test predictions in float32 and in int8."""
     folder = scratch / f"{seed}-{qat}"
     settings = Train(
         output=str(folder),

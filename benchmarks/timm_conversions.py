@@ -1,11 +1,11 @@
-"""Every architecture of timm with a training form, converted by timm, converted here and folded: what changes?
+"""Every timm architecture with a training form, converted by timm, converted here, and folded: what changes?
 
 python benchmarks/timm_conversions.py                  # all, about an hour on one CPU core
 python benchmarks/timm_conversions.py --smallest 1     # the smallest of each family
 
-Writes benchmarks/results/timm_conversions.csv, a row as soon as it is measured; rows that are there are not measured
-again. Batch norms get random statistics and affine maps first. Errors are norm of the difference over norm of the
-output, on one random image. Columns that timm's benchmarks have bear their names there.
+Writes benchmarks/results/timm_conversions.csv row by row as they are measured; existing rows are not measured again.
+Batch norms first get random statistics and affine maps. Errors are the norm of the difference over the norm of the
+output, on one random image. Columns that timm's benchmarks also have use the same names.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def draw(n: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, steps: int, size: int, batch: int = 4) -> float:
-    """A few steps of Adam; the last loss."""
+    """Train for a few steps of Adam; returns the last loss."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
     model.train()
     loss = torch.zeros(())
@@ -65,7 +65,7 @@ def main(steps: int = 20, size: int = 224) -> None:
     with torch.enable_grad():
         train(model, steps, size)
     images, masks = draw(8, size)
-    deploy = repmlp.reparameterize(model)  # walks into the encoder; the decoder stays as it is
+    deploy = repmlp.reparameterize(model)  # converts the encoder; the decoder stays unchanged
     before, after = model.eval()(images), deploy(images)
     report = repmlp.verify(model, deploy, images)
     agree = (before.argmax(1) == after.argmax(1)).double().mean()

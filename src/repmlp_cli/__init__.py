@@ -1,7 +1,7 @@
-"""The command `repmlp`: flags and YAML files to settings, settings to the library.
+"""The command `repmlp`: turns flags and YAML files into settings, and calls the library with them.
 
-A package next to `repmlp`, since importing that imports PyTorch, which takes seconds: here PyTorch is imported only
-once the arguments are known to be right.
+A separate package, because importing `repmlp` imports PyTorch, which takes seconds: here PyTorch is imported only after
+the arguments have been checked.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from .text import printable, with_flags
 
 
 def build_parser(only: str | None = None) -> ArgumentParser:
-    """The parser of all commands; the flags of ``only`` one of them, if given (the others take time)."""
+    """The parser of all commands; with ``only``, adds the flags of that command alone, to save time."""
     parser = ArgumentParser(
         prog="repmlp",
         version=f"repmlp {version('repmlp')}",
@@ -47,7 +47,7 @@ def build_parser(only: str | None = None) -> ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The command that a user typed, and its settings; exits with a usage message if it is not one."""
+    """Parse a command line into the command's name and its settings; exits with a usage message if it is invalid."""
     only = next((word for word in argv if word in COMMANDS), "")
     args = build_parser(only).parse_args(_spell(argv, only))
     values = args[args.command]
@@ -58,11 +58,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Errors that a user can mend (wrong settings, missing files or packages, a loss that is not finite) are shown in one
-    line; others, and with --debug these too, with their traceback.
+    Errors that a user can fix (wrong settings, missing files or packages, a loss that is not finite) are shown in one
+    line; all others, or with --debug every error, with their traceback.
 
     Returns:
-        Exit status: 0, 1 if what was checked does not hold, 2 after an error, 130 if stopped.
+        Exit status: 0 for success, 1 if a check fails, 2 after an error, 130 if interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     name, settings = parse([word for word in words if word != "--debug"])
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:
-    """Let a user write --data-root for --data_root, --overwrite for --overwrite=true, and lists without brackets."""
+    """Accept --data-root for --data_root, --overwrite for --overwrite=true, and lists without brackets."""
     kinds = {field.name: field.type for field in fields(COMMANDS[command])} if command else {}
-    words, before = [], ""  # the flag that waits for its value
+    words, before = [], ""  # the flag that still needs its value
     for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if word.startswith("--"):

@@ -1,4 +1,4 @@
-"""`python -m repmlp_cli`, and what torchrun starts: `torchrun --nproc_per_node 8 -m repmlp_cli train ...`."""
+"""`python -m repmlp_cli`, also for torchrun: `torchrun --nproc_per_node 8 -m repmlp_cli train ...`."""
 
 import sys
 

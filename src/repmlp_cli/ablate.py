@@ -30,9 +30,7 @@ from .train import keep_freed_memory
 
 def run(settings: Ablate) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError(
-            "repmlp ablate runs without torchrun: start it several times, and its processes share the runs"
-        )
+        raise ValueError("repmlp ablate runs without torchrun: start it several times, the processes share the runs")
     output = Path(settings.output)
     recipe, rows = read_recipe(settings), choose_rows(settings.rows)
     keep_freed_memory()
@@ -40,7 +38,9 @@ def run(settings: Ablate) -> int:
         return ablate(settings, recipe, output, plan_jobs(recipe, output, rows, settings.seeds))[0]
     recipes = {n: recipe_for_images(recipe, n, settings.steps) for n in settings.images}
     folders = subset_folders(output, settings.images)
-    jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}  # all checked before any runs
+    jobs = {
+        n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders
+    }  # check everything before the first run
     status, summaries = 0, {}
     for n, own in jobs.items():
         say("\n", (f"{n:,} training images", "bold"), f", {recipes[n].epochs} epochs")
@@ -59,12 +59,12 @@ def run(settings: Ablate) -> int:
 
 
 def ablate(settings: Ablate, recipe: Train, output: Path, jobs: list[Job]) -> tuple[int, Summary | None]:
-    """Plan, or train what is left and make the table; returns the exit status, and the table if it was made."""
+    """Plan, or train the remaining runs and build the table; returns the exit status, and the table if there is one."""
     if settings.plan:
         show_plan(jobs)
         return 0, None
     if settings.table and not any(job.state == "finished" for job in jobs):
-        raise ValueError(f"no run in {output} is finished, so there is nothing to put into a table")
+        raise ValueError(f"no run in {output} is finished, so there is no table to make: train first, without --table")
     output.mkdir(parents=True, exist_ok=True)
     failed = [] if settings.table else train_all(jobs)
     with sole_writer(output):
@@ -79,11 +79,11 @@ def ablate(settings: Ablate, recipe: Train, output: Path, jobs: list[Job]) -> tu
 
 
 def read_recipe(settings: Ablate) -> Train:
-    """The recipe file with the settings of the command in place of its own.
+    """The recipe file, with the settings of the command overriding its own.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it does not hold settings of `repmlp train`.
+        ValueError: if it does not contain settings of `repmlp train`.
     """
     path = Path(settings.recipe)
     if not path.is_file():
@@ -101,23 +101,23 @@ def read_recipe(settings: Ablate) -> Train:
 
 
 def train_all(jobs: list[Job]) -> list[Job]:
-    """Train what is neither finished nor in another process's hands; returns the jobs whose loss was not finite."""
+    """Train every run that no process has finished or started; returns the jobs whose loss was not finite."""
     failed = []
     left = [job for job in jobs if job.state != "finished"]
     for number, job in enumerate(left, 1):
         state = job.state
         say(f"\nrun {number} of {len(left)}: ", (job.row.title, "bold"), f", seed {job.settings.seed}, {state_of(job)}")
-        if state in ("running", "finished"):  # another process has been faster
+        if state in ("running", "finished"):  # another process was faster
             continue
         try:
             with training_progress(job.settings.epochs) as progress:
                 done = job.run(progress.on_step, progress.on_epoch, progress.on_check)
-        except FloatingPointError as error:  # one row that diverges does not keep the others from being trained
+        except FloatingPointError as error:  # a row that diverges does not stop the others
             failed.append(job)
             say((str(error), "bold red"))
             continue
         except Stopped as stop:
-            raise Stopped(f"{stop}\nor with this command again, which then trains what else is left") from stop
+            raise Stopped(f"{stop}\nor with this command again, which then also trains the remaining runs") from stop
         if done:
             plot_curves(job.folder / "metrics.csv", job.folder / "curves.png")
     return failed
@@ -136,7 +136,7 @@ def show(summary: Summary) -> None:
 
 
 def show_plan(jobs: list[Job]) -> None:
-    """Print each row's runs and how long what is left of them takes in one process."""
+    """Print each row's runs and the time that the remaining ones take in one process."""
     say("timing a few steps of each row")
     costs = measure_costs(jobs)
     rows, seconds = [], 0.0
@@ -158,8 +158,8 @@ def show_plan(jobs: list[Job]) -> None:
         )
     batch = jobs[0].settings.batch_size
     header = ["", "seeds", "M MACs,\ntraining form", f"ms per\nstep of {batch}", "s/epoch", "epochs\nleft", "time left"]
-    table("What is left to run, at the speed of a few steps of each row, in this process alone", header, rows)
-    say((duration(seconds), "bold"), " in all, without reading images and the table at the end; nothing was written")
+    table("Remaining runs, estimated from a few steps of each row, in this process alone", header, rows)
+    say((duration(seconds), "bold"), " in total, without reading images and building the table; nothing was written")
 
 
 def state_of(job: Job) -> str:
@@ -176,7 +176,7 @@ def states(jobs: list[Job]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words: ``2 h 05 min``, ``7 min`` or ``40 s``."""
+    """A time for people: ``2 h 05 min``, ``7 min`` or ``40 s``."""
     minutes = round(seconds / 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"

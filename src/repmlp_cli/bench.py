@@ -25,7 +25,7 @@ def run(settings: Bench) -> int:
         report=say,
     )
     about = {**machine(), "warmup": settings.warmup, "rounds": settings.rounds}
-    # int8 is compared with int8, bf16 with bf16: with the first row of its batch and precision.
+    # Each row is compared with the first row of the same batch size and precision: int8 with int8, bf16 with bf16.
     first = {(m.batch, m.precision): m.seconds.median for m in reversed(measurements)}
     rows = [
         [

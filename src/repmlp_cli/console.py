@@ -1,7 +1,7 @@
-"""What the commands print: lines, tables, progress, reports.
+"""Console output of the commands: lines, tables, progress, reports.
 
-Text is printed as it is: markup of rich in it is not interpreted, and control characters are escaped. So labels and
-names of files may hold anything. Styles are given apart from the text.
+Text is printed literally: rich's markup is not interpreted, and control characters are escaped, so labels and file
+names may contain anything. Styles are passed separately from the text.
 """
 
 import math
@@ -20,12 +20,12 @@ from repmlp.training import Epoch, Step
 from .text import printable
 
 console = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # under torchrun, only rank 0 prints
-if not console.is_terminal:  # rich takes a file for 80 characters wide
+if not console.is_terminal:  # rich assumes that a file is 80 characters wide
     console.width = 120
 
 
 def say(*parts: str | tuple[str, str]) -> None:
-    """Print a line of text, parts of it as (text, style); a terminal may wrap it, a file gets it whole."""
+    """Print a line of text, with styled parts as (text, style); terminals may wrap it, files get it in one line."""
     line = Text()
     for part in parts:
         text, style = (part, "") if isinstance(part, str) else part
@@ -34,7 +34,7 @@ def say(*parts: str | tuple[str, str]) -> None:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others numbers."""
+    """Print a table whose first column is text and whose other columns are numbers."""
     view = Table(title=_cell(title), title_justify="left", title_style="bold")
     for i, name in enumerate(header):
         view.add_column(_cell(name), justify="left" if i == 0 else "right")
@@ -54,7 +54,7 @@ def print_report(report: EquivalenceReport) -> None:
 
 
 class TrainingProgress:
-    """A bar with loss, accuracy and time left; ten lines in all, of loss and accuracy after an epoch."""
+    """A progress bar with loss, accuracy and time left; prints at most ten lines with an epoch's loss and accuracy."""
 
     def __init__(self, progress: Progress, epochs: int) -> None:
         self.progress, self.epochs = progress, epochs
@@ -68,16 +68,16 @@ class TrainingProgress:
 
     def on_step(self, step: Step) -> None:
         self.progress.update(self.task, completed=step.step, total=step.steps)
-        if step.step % 10 == 1 or step.step == step.steps:  # reading the loss makes a GPU wait
+        if step.step % 10 == 1 or step.step == step.steps:  # reading the loss synchronizes the GPU
             state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
             self.progress.update(self.task, state=state)
 
     def on_epoch(self, row: Epoch) -> None:
         if row.epoch % max(1, self.epochs // 10) == 0 or row.epoch == self.epochs:
-            held_out = f"held-out {row.val_loss:.4f} {row.val_accuracy:7.2%}   "
+            validation = f"val {row.val_loss:.4f} {row.val_accuracy:7.2%}   "
             self.progress.console.print(
                 f"epoch {row.epoch:3d}  train {row.train_loss:.4f} {row.train_accuracy:7.2%}   "
-                f"{'' if math.isnan(row.val_loss) else held_out}{row.seconds:.1f} s"
+                f"{'' if math.isnan(row.val_loss) else validation}{row.seconds:.1f} s"
             )
 
 
@@ -92,7 +92,7 @@ def training_progress(epochs: int) -> Iterator[TrainingProgress]:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function that shows on a line of the terminal what is being done, how much of it, of how much."""
+    """Yield a function (task, done, total) that shows the progress of a task on one line of the terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)

@@ -63,7 +63,7 @@ def run(settings: Convert) -> int:
 
 
 def converted(model: nn.Module) -> nn.Module | None:
-    """The deploy form for a command that needs it first, proved in one line; None, and why, if the forms differ."""
+    """The deploy form for a command that needs it, verified in one line; else None, with the reason printed."""
     deploy = reparameterize(model)
     report = verify(model, deploy)
     if not report:
@@ -75,7 +75,7 @@ def converted(model: nn.Module) -> nn.Module | None:
 
 
 def write_official(model: nn.Module, file: Path) -> int:
-    """The weights under the authors' names, as their code loads them; all of the file or nothing."""
+    """Write the weights with the authors' names, as their code loads them; the file is complete or not written."""
     weights = {name: tensor.contiguous() for name, tensor in official.state_dict(model).items()}
     with atomic_file(file) as path:
         torch.save(weights, path)
@@ -84,6 +84,6 @@ def write_official(model: nn.Module, file: Path) -> int:
 
 
 def default_output(model: str, to: str) -> Path:
-    """`deploy/` (or `official.pth`) in a run folder, or beside a model folder."""
+    """`deploy/` (or `official.pth`) in a run folder, or next to a model folder."""
     folder = Path(model)
     return (folder if (folder / "model").is_dir() else folder.parent) / {"timm": "deploy"}.get(to, f"{to}.pth")

@@ -26,7 +26,7 @@ def run(settings: Demo) -> int:
     say(("\n2. Convert", "bold"), ": merge every conv and batch norm into the FCs of its block")
     deploy = reparameterize(model)
 
-    say(("\n3. Verify", "bold"), " on held-out images that nothing changed")
+    say(("\n3. Verify", "bold"), " on test images that nothing changed")
     loader = build_test_loader(model, load_data("digits"), batch_size=128)
     images = torch.cat([x for x, _ in loader])
     report = verify(model, deploy, images)
@@ -44,7 +44,7 @@ def run(settings: Demo) -> int:
 
 
 def training_settings(settings: Demo) -> Train:
-    """What recipes/digits.yaml says too."""
+    """The settings of recipes/digits.yaml."""
     return Train(
         output=settings.output,
         model="repmlp_cifar",
@@ -62,7 +62,7 @@ def training_settings(settings: Demo) -> Train:
 
 
 def compare(forms, images, loader, report) -> None:
-    """The table that a person came for."""
+    """Print the two forms side by side: accuracy, size and time."""
     batch, accelerator = images[:128], Accelerator()
     with torch.inference_mode():
         times = time_interleaved({name: partial(m, batch) for name, m in forms.items()})

@@ -21,7 +21,7 @@ def run(settings: Eval) -> int:
     result = evaluate(model, loader, accelerator)
     say(
         f"{settings.model} ({kind(accelerator.unwrap_model(model))}) on {settings.data}: "
-        f"{result.correct} of {result.images} right, ",
+        f"{result.correct} of {result.images} correct, ",
         (f"{result.accuracy:.2%}", "bold"),
         f" top-1 (loss {result.loss:.4f})",
     )

@@ -26,7 +26,7 @@ def run(settings: Import) -> int:
     with torch.no_grad():
         logits = model(example_inputs(model, batch_size=2))
     if not logits.isfinite().all():
-        raise ValueError(f"{settings.arch} gives values that are not finite with the weights of {settings.file}")
+        raise ValueError(f"{settings.arch} with the weights of {settings.file} gives values that are not finite")
     save_model(model, settings.output, overwrite=settings.overwrite)
     say(f"all names found, all shapes fit, the network runs; wrote {settings.output}")
     return 0

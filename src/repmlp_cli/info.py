@@ -31,12 +31,12 @@ def run(settings: Info) -> int:
     left = batch_norms(forms["deploy form"]) if "deploy form" in forms else {}
     if left:
         places = ", ".join(f"{count} {place}" for place, count in left.items())
-        say(f"batch norms that no layer can take up, and that stay in deploy form: {places}")
+        say(f"batch norms that no layer can absorb, and that stay in deploy form: {places}")
     return 0
 
 
 def open_model(settings: Info) -> nn.Module:
-    """A model folder if there is one of that name, else a new network."""
+    """Load the model folder if there is one, else create the network of that name."""
     if Path(settings.model).exists() or "/" in settings.model:
         return load_model(settings.model)
     return build_network(settings.model, **settings.model_args)

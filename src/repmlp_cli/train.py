@@ -34,7 +34,7 @@ def train(settings: Train) -> Run:
     PartialState().destroy_process_group()
     test, which = done.test, "best" if own.val_fraction else "last"
     say(
-        f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images are right, ",
+        f"{which} epoch, {done.epoch}: {test.correct} of {test.images} test images correct, ",
         (f"{test.accuracy:.2%}", "bold"),
         f" (loss {test.loss:.4f})",
     )
@@ -44,8 +44,8 @@ def train(settings: Train) -> Run:
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors for the next step, instead of returning it to the kernel each time.
 
-    Otherwise every step faults in tens of thousands of pages. Changes nothing, and returns False, where the C library
-    is not glibc. For commands that train, never at import: it is a setting of the whole process.
+    Otherwise every step faults in tens of thousands of pages. Does nothing and returns False if the C library is not
+    glibc. Only for commands that train, never at import: the setting applies to the whole process.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

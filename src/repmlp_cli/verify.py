@@ -42,11 +42,11 @@ def run(settings: Verify) -> int:
 
 
 def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
-    """Random images, and as many test images of the data set that a run was trained on, if it is there.
+    """Random images and, if available, as many test images of the data set that a run was trained on.
 
     Args:
-        folder: a run folder, or any other model folder: for that the images are random.
-        model: that was loaded from it.
+        folder: a run folder, or a model folder, for which all images are random.
+        model: the model loaded from ``folder``.
     """
     random, config = example_inputs(model, images), Path(folder) / "config.yaml"
     if not config.is_file():
@@ -56,14 +56,14 @@ def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
         own = test_images(
             model, images, settings["data"], settings.get("data_root"), settings.get("bad_images", "stop"), "by-name"
         )
-    except (FileNotFoundError, ImportError):  # trained elsewhere
+    except (FileNotFoundError, ImportError):  # trained on another machine
         return random
     say(f"compared on {len(own)} test images of {settings['data']} and {images} random ones")
     return torch.cat([own, random])
 
 
 def test_images(model: Any, images: int, data: str, data_root: str | None, bad_images: Any, labels: Any) -> Tensor:
-    """The first test images of a data set, as the model wants them."""
+    """The first test images of a data set, preprocessed for the model."""
     own = load_data(data, data_root, bad_images=bad_images, in_memory="no")
     loader = build_test_loader(model, own, batch_size=1, labels=labels)
     return torch.cat([image for image, _ in islice(loader, images)])

@@ -1,8 +1,8 @@
-"""What can be set: one frozen dataclass per command. Field names are flags and YAML keys; docs are the help.
+"""Settings: one frozen dataclass per command. Field names are flags and YAML keys; the docstrings are the help texts.
 
-Imports nothing but the standard library: so `repmlp -h` answers before PyTorch is imported, and both
-the library and the command may look here. A field without a default is a positional argument; metadata
-says where the command line differs: `nargs` of a positional argument, or a flag that is `required`.
+Imports only the standard library, so `repmlp -h` answers before PyTorch is imported, and both the library and the
+commands can use it. A field without a default is a positional argument; metadata holds what only the command line
+needs: `nargs` of a positional argument, or `required` for a flag.
 """
 
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from .train import Train
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert a model to deploy form, prove that nothing changed, and write it as a model folder.
+    """Convert a model to deploy form, check that its outputs stay the same, and write it as a model folder.
 
     Args:
         model: Model folder or run folder in training form.
-        output: Model folder to write, by default deploy/ beside the model; for `--to official` a .pth file.
+        output: Model folder to write, by default deploy/ next to the model; for `--to official` a .pth file.
         to: timm (a model folder), official (the authors' names, deploy form) or official-training (not converted).
         fold: Also fold each batch norm into the conv or linear layer before it, if that can absorb it.
-        tolerance: Largest relative error between the forms; by default that of the weights' dtype.
-        overwrite: Replace a folder that exists already.
+        tolerance: Largest relative error between the forms; the default depends on the weights' dtype.
+        overwrite: Replace an existing folder.
     """
 
     model: str
@@ -39,13 +39,13 @@ class Verify:
 
     Args:
         a: Model folder or run folder, the reference.
-        b: Model folder to compare; by default the one that this command converts in memory.
+        b: Model folder to compare; by default `a`, converted in memory.
         images: Compare on this many test images of --data; without --data, on this many random ones and, if `a` is
-            a run folder whose data set is there, on as many of its test images.
+            a run folder whose data set is available, on as many of its test images.
         data: Data set to take images from; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
-        labels: Match the classes of the data and the model by-name, or take them by-index.
+        bad_images: At an unreadable image file: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name or by-index.
         tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
         json: Write the report to this file.
     """
@@ -69,8 +69,8 @@ class Eval:
         model: Model folder, run folder or exported file.
         data: Data set; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
-        labels: Match the classes of the data and the model by-name, or take them by-index.
+        bad_images: At an unreadable image file: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name or by-index.
         batch_size: Images per step.
         workers: Processes that load images.
     """
@@ -86,7 +86,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Predict:
-    """Label names and probabilities for image files.
+    """Predict label names and probabilities for image files.
 
     Args:
         model: Model folder, run folder or exported file.
@@ -101,11 +101,11 @@ class Predict:
 
 @dataclass(frozen=True)
 class Info:
-    """Layers, parameters and MACs of a model in training form and in deploy form.
+    """Show layers, parameters and MACs of a model in training form and in deploy form.
 
     Args:
         model: Model folder, run folder, or the name of a network.
-        model_args: Arguments of a network given by name.
+        model_args: Arguments of the network, if it is given by name.
     """
 
     model: str
@@ -119,8 +119,8 @@ class Demo:
     Args:
         output: Run folder to write.
         epochs: Passes over the training images.
-        seed: Of everything random.
-        overwrite: Replace a run folder that exists already; the demo's own folder is replaced in any case.
+        seed: Seed of all random choices.
+        overwrite: Replace an existing run folder; the demo's own folder is always replaced.
     """
 
     output: str = "runs/demo"
@@ -136,9 +136,9 @@ class Import:
     Args:
         file: .pth or .safetensors file; nothing in it is executed.
         output: Model folder to write.
-        arch: The network that the weights are of, for example repmlp_resnet50_light_g4 or repmlpnet_t224.
-        model_args: Arguments of the network, where the weights need others than its own.
-        overwrite: Replace a folder that exists already.
+        arch: Network of the weights, for example repmlp_resnet50_light_g4 or repmlpnet_t224.
+        model_args: Arguments of the network, if the weights need other values than its defaults.
+        overwrite: Replace an existing folder.
     """
 
     file: str
@@ -150,20 +150,20 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as one file for another engine, and run that file to check that it computes the same.
+    """Export a model to one file for another engine, and run that file to check that its outputs are the same.
 
     Args:
-        model: Model folder or run folder; one in training form is converted first, and verified.
+        model: Model folder or run folder; a model in training form is first converted and verified.
         output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 next to the model.
-        format: onnx, openvino, torch (a program of torch.export) or aoti (compiled for CPUs like this one).
+        format: onnx, openvino, torch (a torch.export program) or aoti (compiled for CPUs like this one).
         opset: ONNX opset; by default 20.
         no_convert: Refuse a model in training form instead of converting it.
-        data: Data set to compare on as well as on random images; see `repmlp train --help`.
+        data: Data set to compare on, in addition to random images; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
-        labels: Match the classes of the data and the model by-name, or take them by-index.
+        bad_images: At an unreadable image file: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name or by-index.
         images: Compare on this many test images of --data.
-        overwrite: Replace a file that exists already.
+        overwrite: Replace an existing file.
     """
 
     model: str
@@ -181,23 +181,23 @@ class Export:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Write a model in int8 and measure the accuracy it loses; no file if that is more than allowed.
+    """Quantize a model to int8 and measure the loss of accuracy; writes no file if it exceeds --max-drop.
 
     Args:
-        model: Model folder or run folder; one in training form is converted first, and verified.
+        model: Model folder or run folder; a model in training form is first converted and verified.
         output: File to write, by default int8.onnx, .xml (and .bin) or .torchscript next to the model.
-        data: Data set to measure accuracy and to calibrate on; only weights needs none. See `repmlp train --help`.
+        data: Data set for accuracy and calibration; only --method weights needs none. See `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
-        labels: Match the classes of the data and the model by-name, or take them by-index.
-        method: static (activations measured on calibration images), dynamic (measured at run time) or weights (of FCs
-            only, activations in float32); by default static, for torch dynamic.
+        bad_images: At an unreadable image file: stop, or skip it and report it.
+        labels: Match the classes of the data and the model by-name or by-index.
+        method: static (activation ranges from calibration images), dynamic (ranges at run time) or weights (only the
+            FCs' weights, activations in float32); by default static, or dynamic for torch.
         engine: onnxruntime, openvino (static, weights) or torch (dynamic).
         calibration_images: Training images to calibrate static int8 on; all if there are fewer.
         max_drop: Points of top-1 accuracy that int8 may lose.
-        reduce_range: Use 7-bit weights, for x86 CPUs without VNNI; always on if this CPU is one.
-        batch_size: Images per step when accuracy is measured.
-        overwrite: Replace a file that exists already.
+        reduce_range: Use 7-bit weights, for x86 CPUs without VNNI; always on if this CPU is one of them.
+        batch_size: Images per step when measuring accuracy.
+        overwrite: Replace an existing file.
     """
 
     model: str
@@ -217,18 +217,18 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Bench:
-    """Latency and throughput of networks, forms and engines, interleaved in one run, outputs compared first.
+    """Measure latency and throughput of networks, forms and engines, interleaved in one run; compares outputs first.
 
     Args:
         models: Model folders, run folders, exported files, or names (timm's too: resnet50 runs with its BNs folded).
         engines: training (the form before conversion), pytorch, channels_last, compile, onnxruntime, openvino, aoti or
-            torch (a program of torch.export).
-        batches: Images per call.
-        precisions: float32, bf16, int8; an engine is left out in a precision that it does not support.
+            torch (a torch.export program).
+        batches: Batch sizes.
+        precisions: float32, bf16, int8; engines skip precisions that they do not support.
         threads: Number of threads of every engine; by default one per core.
         rounds: Timed calls of each.
-        warmup: Untimed calls of each before that.
-        memory: Also measure peak memory, each in a process of its own.
+        warmup: Untimed calls of each before the timed ones.
+        memory: Also measure peak memory, each in a separate process.
         output: Folder for bench.json and bench.png.
     """
 

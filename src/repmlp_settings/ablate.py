@@ -1,30 +1,30 @@
-"""What can be set of an ablation."""
+"""Settings of an ablation."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Ablate:
-    """The paper's ablation: the same training with and without each part of RepMLP, for several seeds, as one table.
+    """The paper's ablation: the same training with and without each part of RepMLP, for several seeds, in one table.
 
-    Started again, the command goes on where it was, and with nothing left to train it makes the table again.
-    Started several times at once, its processes share the runs among them.
+    Rerun the command to resume interrupted runs, train missing ones and rebuild the table.
+    Processes started at the same time share the runs.
 
     Args:
-        recipe: YAML file of settings of `repmlp train`, for the network repmlp_cifar; all rows are trained by it.
+        recipe: YAML file of settings of `repmlp train` for the network repmlp_cifar; all rows are trained with it.
         output: Folder to write: a run folder for each row and seed, and ablation.md, ablation.json, ablation.png.
         rows: By default all: pure-mlp (gives row A too), no-local, no-global, conv9-for-fc3, conv9, wide-convnet.
-        seeds: Each row is trained once with each, for example --seeds 0,1,2.
+        seeds: Train each row once with each seed, for example --seeds 0,1,2.
         images: Train each row on subsets of these sizes, drawn by class and seed, for example 1000,5000,20000.
-        steps: With --images: steps of the optimizer in each run, rounded up to whole epochs.
-        data: Data set in place of the recipe's; see `repmlp train --help`.
+        steps: With --images: optimizer steps of each run, rounded up to whole epochs.
+        data: Data set instead of the recipe's; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        download: Let the data set be downloaded into data_root.
-        epochs: Passes over the training images, in place of the recipe's.
-        batch_size: Images per step of the optimizer, in place of the recipe's.
+        download: Download the data set into data_root if needed.
+        epochs: Passes over the training images, instead of the recipe's.
+        batch_size: Images per optimizer step, instead of the recipe's.
         cpu: Use the CPU even if there is a GPU.
-        table: Only make the table again from the runs that are finished, and name the others; trains nothing.
-        plan: Only print what is left to run, and how long it will take by a few measured steps; writes nothing.
+        table: Only rebuild the table from the finished runs, and list the others; trains nothing.
+        plan: Only list the runs that are left, with their estimated time from a few measured steps; writes nothing.
     """
 
     recipe: str

@@ -1,4 +1,4 @@
-"""What can be set of a training run."""
+"""Settings of a training run."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,66 +6,66 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network; the run folder then holds config.yaml, metrics.csv, model/ and curves.png.
+    """Train a network; writes config.yaml, metrics.csv, model/ and curves.png into the run folder.
 
-    Images in memory (see in_memory) are padded, cropped and flipped as whole batches. All others, and
+    Images in memory (see in_memory) are padded, cropped and flipped in whole batches. All others, and
     those that need another augmentation, are prepared one by one, by `workers`. Each random choice
-    depends only on the seed and on the position of the image in the run: not on the number of workers,
-    and not on whether the run was stopped and resumed.
+    depends only on the seed and the position of the image in the run, not on the number of workers or
+    on whether the run was interrupted and resumed.
 
     Args:
         output: Run folder to write.
         resume: Resume the run in this folder, bit for bit, with its own settings; only its data may have moved.
-        model: Name of a network, of this package or of timm.
+        model: Name of a network from this package or timm.
         model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
-        locality: Kernel sizes of convs to train beside the token-mixing FCs of a vision MLP, for example 1,3.
+        locality: Kernel sizes of convs to train in parallel with a vision MLP's token-mixing FCs, for example 1,3.
         weights: Weights to start from: a model folder, or a .safetensors or .pth file of ours, timm's or the authors'.
-        freeze: What is not trained: none; all-but-head; all-but-blocks (RepMLP blocks and the head are trained).
+        freeze: What to freeze: none; all-but-head; all-but-blocks (RepMLP blocks and the head are trained).
         data: Data set: digits, torch/cifar10 (cifar100, mnist, fashion_mnist), folder:PATH, wds/PATH or hfds/NAME.
         data_root: Folder that holds the data set, for torch/... and hfds/... names.
         download: Let torchvision, or Hugging Face's datasets, download the data set into data_root.
-        bad_images: What to do at an image file that cannot be read: stop, or skip it and report it.
+        bad_images: At an unreadable image file: stop, or skip it and report it.
         in_memory: Keep the images as one tensor: auto (if all have one size and fit in 1 GiB), yes or no.
-        img_size: Size of the images for the network, or height,width; by default the network's own size.
-        fit: How smaller images get there: resize, or pad with the mean color.
+        img_size: Input size of the network, one number or height,width; by default the network's own size.
+        fit: How to bring smaller images to that size: resize, or pad with the mean color.
         augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
         crop_padding: Pixels of padding for pad-crop.
         hflip: Probability of a horizontal flip.
         auto_augment: AutoAugment, RandAugment or AugMix, by timm's name, for example rand-m9-mstd0.5-inc1.
         random_erasing: Probability that a rectangle of an image is erased.
-        mixup: Alpha of mixup; 0 is off.
-        cutmix: Alpha of CutMix; 0 is off; with mixup also on, each batch gets one of the two.
-        val_fraction: Part of the training images held out to choose the best epoch, if the data set has no validation
-            split; 0 keeps the last epoch.
-        val_draw: How they are drawn: by-class, or at-random as earlier versions did.
-        labels: With weights whose class names are known: match classes by-name, or take them by-index.
+        mixup: Alpha of mixup; 0 disables.
+        cutmix: Alpha of CutMix; 0 disables; with mixup also on, each batch gets one of the two.
+        val_fraction: Share of the training images used as validation images to choose the best epoch, if the data set
+            has no validation split; 0 keeps the last epoch.
+        val_draw: How to draw the validation images: by-class, or at-random as earlier versions did.
+        labels: With weights whose class names are known: match classes by-name or by-index.
         train_images: Train on only this many of the training images, drawn by class and seed; by default on all.
         epochs: Passes over the training images.
-        batch_size: Images per step of the optimizer, over all processes.
-        accumulation: Micro-batches that each batch is computed in, to save memory.
+        batch_size: Images per optimizer step, over all processes.
+        accumulation: Number of micro-batches that each batch is split into, to save memory.
         opt: Optimizer, by timm's name.
-        lr: Highest learning rate; falls to 0 as a cosine.
+        lr: Highest learning rate; decays to 0 along a cosine.
         layer_decay: Factor of the learning rate from each layer to the one before it, for fine-tuning; 1 for none.
-        momentum: Of the optimizer.
-        weight_decay: On weights, not on biases and batch norms.
+        momentum: Momentum of the optimizer.
+        weight_decay: Weight decay; not applied to biases and batch norms.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate to warm up from.
         clip: Clip gradients to this norm; 0 disables.
-        label_smoothing: Of the cross-entropy loss.
-        ema: Decay per step of an average of the weights, which is then what is evaluated and kept; 0 for none.
-        qat: Train the last epochs for int8: the merged FC3 rounded, batch norms frozen.
-        qat_fraction: Part of the epochs that --qat takes.
+        label_smoothing: Label smoothing of the cross-entropy loss.
+        ema: Decay per step of a moving average of the weights, which is then evaluated and kept; 0 for none.
+        qat: Quantization-aware training in the last epochs: the merged FC3 rounded to int8, batch norms frozen.
+        qat_fraction: Share of the epochs for --qat.
         precision: Mixed precision: no, bf16 or fp16.
-        grad_checkpointing: Compute activations again in the backward pass, to save memory.
-        channels_last: Memory format of images and convs.
+        grad_checkpointing: Recompute activations in the backward pass, to save memory.
+        channels_last: Use the channels_last memory format for images and convs.
         compile: Compile the network with torch.compile.
-        sync_bn: Batch statistics over all processes.
-        workers: Processes that load images; 0 loads in this one.
-        state_every: Steps between writes of the state to resume from; it is written after each epoch in any case.
+        sync_bn: Compute batch statistics over all processes.
+        workers: Processes that load images; 0 loads them in the main process.
+        state_every: Steps between saves of the state to resume from; it is also saved after each epoch.
         trackers: Trackers of accelerate to report to, for example tensorboard or wandb.
-        seed: Of everything random.
+        seed: Seed of all random choices.
         cpu: Use the CPU even if there is a GPU.
-        overwrite: Replace a run folder that exists already.
+        overwrite: Replace an existing run folder.
     """
 
     output: str

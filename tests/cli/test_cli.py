@@ -179,7 +179,7 @@ def test_eval_gives_the_accuracy_of_training_in_both_forms(run, tmp_path, capsys
     for model, form in ((run, "training form"), (tmp_path / "deploy", "deploy form")):
         assert main(["eval", str(model), "digits"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert f"{correct} of 360 right" in shown
+        assert f"{correct} of 360 correct" in shown
         assert form in shown
 
 
@@ -198,7 +198,7 @@ def photos(tmp_path):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["eval"], " of 5 right"),
+        (["eval"], " of 5 correct"),
         (["verify", "--data"], "5 of 5 top-1 predictions agree"),
         (["export", "--format=torch", "--data"], "relative error against PyTorch on 5 given images"),
         (["quantize", "--engine=torch", "--max-drop=100", "--data"], "/5)"),

@@ -35,9 +35,9 @@ def photos(tmp_path):
 
 def test_classes_are_matched_by_name(model, photos, capsys):
     assert main(["eval", model, f"folder:{photos}"]) == 0
-    assert "3 of 4 right" in capsys.readouterr().out
+    assert "3 of 4 correct" in capsys.readouterr().out
     assert main(["eval", model, f"folder:{photos}", "--labels", "by-index"]) == 0
-    assert "1 of 4 right" in capsys.readouterr().out
+    assert "1 of 4 correct" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["eval", "verify", "quantize", "export"])

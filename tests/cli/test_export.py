@@ -49,8 +49,8 @@ def test_eval_and_predict_take_the_file_as_they_take_the_folder(run, digit, caps
     correct = json.loads((run / "test.json").read_text())["correct"]
     shown = say(capsys, ["eval", file, "digits"])
     assert f"exported to {format}" in shown
-    assert f"{correct} of 360 right" in shown
-    assert shown.partition("right")[2] == say(capsys, ["eval", folder, "digits"]).partition("right")[2]
+    assert f"{correct} of 360 correct" in shown
+    assert shown.partition("correct")[2] == say(capsys, ["eval", folder, "digits"]).partition("correct")[2]
     assert say(capsys, ["predict", file, digit]) == say(capsys, ["predict", folder, digit])
     assert load_exported(file).metadata["label_names"] == [str(i) for i in range(10)]
 

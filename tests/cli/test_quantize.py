@@ -50,7 +50,7 @@ def test_a_file_is_measured_written_and_run(run, tmp_path, capsys, monkeypatch, 
     assert load_exported(run / file).metadata["int8"]["engine"] == engine
     before, right = re.findall(r"\((\d+)/360\)", shown)
     assert int(before) == correct
-    assert f"{right} of 360 right" in say(capsys, ["eval", str(run / file), "digits"])
+    assert f"{right} of 360 correct" in say(capsys, ["eval", str(run / file), "digits"])
     monkeypatch.chdir(tmp_path)
     load_data("digits").test[0][0].resize((20, 24)).save("digit.png")
     assert "digit.png" in say(capsys, ["predict", str(run / file), "digit.png"])
