@@ -6,7 +6,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import to_2tuple
-from timm.models import get_model_args
+from timm.models import get_model_args, get_model_input_config
 from torch import nn
 
 from .conversion import deploy_arguments, timm_model
@@ -63,6 +63,7 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
     old = model.state_dict()
     arguments = {**get_model_args(model), "img_size": to_2tuple(img_size), **deploy_arguments(model), **changes}
     kept = {key: value for key, value in model.pretrained_cfg.items() if key not in SIZES}
+    kept["input_size"] = (get_model_input_config(model)["input_size"][0], *arguments["img_size"])
     parameter = next(model.parameters())
     try:
         new = timm.create_model(model.pretrained_cfg["architecture"], pretrained_cfg_overlay=kept, **arguments)
