@@ -206,7 +206,10 @@ def test_an_empty_folder_can_be_written(tmp_path):
     ensure_can_write(tmp_path / "m", OURS)
 
 
-@pytest.mark.parametrize("foreign", ["data.csv", "model/notes.txt", "state/", "src/", "weights", "model/README.md"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["data.csv", "model/notes.txt", "state/", "src/", "weights", "model/README.md", "src/a.png", "state/a/b"],
+)
 def test_only_ours_is_replaced(tmp_path, foreign):
     folder = tmp_path / "m"
     for name in ("config.json", "model/weights", "a.png", "README.md", ".repmlp-lock-x", "model/.repmlp-partial-x/y"):

@@ -46,10 +46,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: str | Path, ours: Iterable[str] = ("*",)) -> Iterator[Path]:
-    """Yield an empty folder to write into. When the block ends, it replaces ``folder``, all but what is not ours.
+def atomic_folder(folder: str | Path, ours: Iterable[str] | None = None) -> Iterator[Path]:
+    """Yield an empty folder to write into. When the block ends, it replaces ``folder``.
 
-    What is not ``ours``, and a README.md in any case, is copied to the new folder: nothing of the user's is lost.
+    What is not ``ours``, and a README.md in any case, is copied to the new folder. By default everything is ours.
 
     The old folder is renamed aside, the new one is renamed into place, then the old one is deleted. If the process is
     killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside.
@@ -86,8 +86,8 @@ def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwr
 
     Args:
         path: a file, or a folder if ``ours`` is given.
-        ours: names that the caller writes into the folder, relative to it, as :mod:`fnmatch` patterns. Only a folder
-            that holds nothing else is replaced; a README.md may be in it, and is kept.
+        ours: names that the caller writes into the folder, relative to it, as :mod:`fnmatch` patterns, in which no
+            wildcard matches a ``/``. Only a folder that holds nothing else is replaced; a README.md is kept.
         overwrite: whether what exists may be replaced.
 
     Raises:
@@ -151,14 +151,21 @@ def foreign_names(folder: Path, ours: Iterable[str]) -> list[str]:
         name
         for name in names
         if not any(part.startswith(OURS) for part in Path(name).parts)
-        and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        and not any(_matches(name, pattern) for pattern in patterns)
     )
 
 
-def _carry_over(folder: Path, new: Path, ours: Iterable[str]) -> None:
+def _matches(name: str, pattern: str) -> bool:
+    """:func:`fnmatch.fnmatchcase` part by part, so that no wildcard matches a ``/``."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _carry_over(folder: Path, new: Path, ours: Iterable[str] | None) -> None:
     """Copy what is not ours from a folder, if there is one, to its replacement."""
+    foreign = [] if ours is None else foreign_names(folder, ours)
     readme = [README] if os.path.lexists(folder / README) else []
-    for name in [*foreign_names(folder, ours), *readme]:
+    for name in [*foreign, *readme]:
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("/"):
             (new / name).mkdir(exist_ok=True)
