@@ -43,7 +43,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("a process that is not the first one writes")
 
 if os.environ.get("RANK", "0") != "0":
-    for writer in ("save_model", "write_state", "append_row", "keep_rows", "rmtree_if_exists", "atomic_folder"):
+    for writer in ("write_model_folder", "write_state", "append_row", "keep_rows", "rmtree_if_exists", "atomic_folder"):
         assert hasattr(loop, writer)
         setattr(loop, writer, forbidden)
 

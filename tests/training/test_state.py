@@ -12,11 +12,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import repmlp
 from pictures import picture
-from repmlp.files import claim
+from repmlp.checkpoint import MODEL_FILES
+from repmlp.files import claim, foreign_names
 from repmlp.training import absolute_paths, read_settings, train
 from repmlp.training.config import FORMAT as CONFIG_FORMAT
 from repmlp.training.config import write_settings
+from repmlp.training.loop import RUN_FILES
 from repmlp.training.state import FORMAT, STATE, read_state, write_state
 from repmlp_settings import Train
 from tiny import TINY
@@ -159,6 +162,37 @@ def test_only_a_run_folder_is_overwritten(begun, tmp_path):
         train(again, crash)
     assert (tmp_path / "run" / "README.md").read_text() == "mine"
     assert read_settings(tmp_path / "run" / "config.yaml").data == "digits"
+
+
+def test_a_strangers_file_in_the_model_folder_does_not_stop_a_run(begun, tmp_path):
+    stray = tmp_path / "run" / "model" / ".DS_Store"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("mine")
+    train(begun)
+    assert stray.read_text() == "mine"
+    repmlp.load_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [
+        *((name, True) for name in ("config.yaml", "metrics.csv", "test.json", "curves.png", "state/state.pt")),
+        *((f"{folder}/{name}", True) for folder in ("model", "deploy") for name in MODEL_FILES),
+        *((name, True) for name in ("deploy.onnx", "deploy.xml", "deploy.bin", "deploy.aoti.pt2", "int8.torchscript")),
+        *((name, True) for name in ("deploy.onnx.check.npz", "int8.xml.check.py", "mine.onnx.check.py")),
+        *((name, True) for name in ("converted.json", "fc3.png", "official.pth", "README.md", "state/")),
+        *((name, True) for name in (".repmlp-lock-deploy.onnx", "state/.repmlp-partial-x/state.pt")),
+        *((name, True) for name in ("repmlp/events.out.tfevents.1.host", "repmlp/17.5/hparams.yml")),
+        *((name, False) for name in ("notes.txt", "photo.png", "photos/a.png", "deploy.txt", "int8.md", "mine.onnx")),
+        *((name, False) for name in ("repmlp/train.py", "repmlp/17.5/a/b", "repmlp/a/hparams.yml", "a/x.check.py")),
+        *((name, False) for name in ("model/notes.txt", "model/a/config.json", "deploy/deploy.onnx", "state/old.pt")),
+    ],
+)
+def test_which_files_of_a_run_folder_are_ours(tmp_path, name, is_ours):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if name.endswith("/") else path.touch()
+    assert (foreign_names(tmp_path, RUN_FILES) == []) == is_ours
 
 
 def test_the_state_is_not_executed(tmp_path):

@@ -18,7 +18,7 @@ from timm.utils import distribute_bn
 
 from repmlp_settings import Train
 
-from ..checkpoint import check_architecture, load_model, save_model
+from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
 from ..files import atomic_folder, claim, ensure_can_write, rmtree_if_exists
 from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .batches import OnCheck, RunData, build_run_data, load_run_data
@@ -36,8 +36,13 @@ OnStep = Callable[[Step], None]
 OnEpoch = Callable[[Epoch], None]
 #: What this package writes into a run folder; one that holds anything else is not overwritten.
 RUN_FILES = (
-    *("config.yaml", "metrics.csv", "test.json", "converted.json", "*.png"),
-    *("state/*", "model/*", "deploy/*", "deploy.*", "int8.*", "repmlp/*"),  # repmlp/ is tensorboard's
+    *("config.yaml", "metrics.csv", "curves.png", "test.json", "state/", "state/state.pt"),  # training
+    *(f"{folder}/{name}" for folder in ("model", "deploy") for name in MODEL_FILES),
+    *("converted.json", "fc3.png"),  # the ablation, the demo
+    *(f"repmlp/{folder}events.out.tfevents.*" for folder in ("", "[0-9]*/")),  # tensorboard
+    *("repmlp/[0-9]*/hparams.yml", "official.pth", "official-training.pth"),
+    *(f"{name}.{suffix}" for name in ("deploy", "int8") for suffix in ("onnx", "xml", "bin", "pt2", "torchscript")),
+    *("deploy.aoti.pt2", "*.check.npz", "*.check.py"),
 )
 #: Steps between looks at the stop flags of other processes, for which a GPU has to wait.
 STOP_EVERY = 10
@@ -226,7 +231,7 @@ def _finish_epoch(
         best, kept = val.accuracy if val else best, row.epoch
     if accelerator.is_main_process:
         if better:
-            save_model(components.evaluated, folder / "model", data.data.class_names, data.config, overwrite=True)
+            write_model_folder(components.evaluated, folder / "model", data.data.class_names, data.config)
         append_row(folder / "metrics.csv", row)
         on_epoch(row)
     accelerator.log({key: value for key, value in asdict(row).items() if key != "epoch"}, step=row.epoch)
