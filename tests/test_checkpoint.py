@@ -2,18 +2,17 @@
 
 import json
 import pickle
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
-from torch.optim.swa_utils import AveragedModel
 
 import repmlp
 from weights import randomize
+from wrapped import WRAPPERS, wrapped
 
 ARGS = {"img_size": 16, "channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, [3, 1]], "in_chans": 1}
 
@@ -153,29 +152,11 @@ def test_a_full_disk_is_told_and_the_folder_stays_as_it_was(tmp_path, monkeypatc
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
-@contextmanager
-def one_process():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-WRAPPERS = {
-    "compile": torch.compile,
-    "DataParallel": torch.nn.DataParallel,
-    "DDP": torch.nn.parallel.DistributedDataParallel,
-    "AveragedModel": AveragedModel,
-    "ModelEmaV3": ModelEmaV3,
-    "both": lambda model: torch.compile(torch.nn.DataParallel(model)),
-}
-
-
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_are_taken_off(model, tmp_path, wrapper):
-    with one_process():
-        wrapped = WRAPPERS[wrapper](model)
-        assert same_outputs(model, repmlp.load_model(repmlp.save_model(wrapped, tmp_path / "m")))
-        assert repmlp.resize(wrapped, 16).reinitialized == ()
+    with wrapped(wrapper, model) as outer:
+        assert same_outputs(model, repmlp.load_model(repmlp.save_model(outer, tmp_path / "m")))
+        assert repmlp.resize(outer, 16).reinitialized == ()
 
 
 @pytest.mark.parametrize(

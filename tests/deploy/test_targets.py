@@ -9,6 +9,7 @@ import repmlp
 from repmlp.deploy import export, exporting, load_exported, quantize
 from repmlp.files import LOCK
 from weights import randomize
+from wrapped import WRAPPERS, wrapped
 
 
 def network():
@@ -94,10 +95,11 @@ def test_a_new_head_has_no_label_names(tmp_path):
     assert load_exported(done.file).num_classes == 5
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel])
-def test_the_network_in_a_wrapper_is_exported(tmp_path, wrap):
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_network_in_a_wrapper_is_exported(tmp_path, wrapper):
     model = network()
-    done = export(wrap(model), tmp_path / "a.pt2")
+    with wrapped(wrapper, model) as outer:
+        done = export(outer, tmp_path / "a.pt2")
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(load_exported(done.file)(x), model(x))

@@ -12,6 +12,7 @@ import repmlp
 from repmlp import official
 from repmlp.official.checkpoint import build_for, identify_checkpoint, is_deploy, read_checkpoint
 from weights import randomize
+from wrapped import WRAPPERS, wrapped
 
 SMALL = {
     "repmlp_resnet50_light": {"img_size": 64, "partition_size": 2, "kernel_sizes": [1]},
@@ -122,3 +123,24 @@ def test_a_network_comes_back_through_a_file_in_either_form(arch, deploy, tmp_pa
     with torch.no_grad():
         expected = model(x)
         assert (again(x) - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: repmlp.RepMLP(4, 4, 8, 4, (1, 3), 2),
+        lambda: timm.create_model("repmlpnet_t224", **SMALL["repmlpnet_t224"]),
+    ],
+)
+def test_a_model_in_a_wrapper_has_the_weights_of_the_model(make, wrapper):
+    model, other = randomize(make()), make()
+    weights = official.state_dict(model)
+    with wrapped(wrapper, model) as outer:
+        found = official.state_dict(outer)
+        assert [entry.official for entry in official.entries(outer)] == list(found) == list(weights)
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+    with wrapped(wrapper, other) as outer:
+        official.load(outer, weights)
+        loaded = official.state_dict(outer)
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)

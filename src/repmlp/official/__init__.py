@@ -1,7 +1,7 @@
 """Load and save weights under the names of the authors' public code.
 
 ``load(model, state_dict)`` and ``state_dict(model)`` work on a block or a network, in whichever form (training or
-deploy) it is.
+deploy) it is. Wrappers such as DDP, ``torch.compile`` and EMA are taken off.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..conversion import unwrap_model
 from ..layers import RepMLP, RepMLPv2
 from ..models import RepMLPNet, RepMLPResNet
 from .naming import Entry, block_entries, block_v2_entries
@@ -26,6 +27,7 @@ def entries(model: nn.Module) -> Iterator[Entry]:
     Raises:
         ValueError: if the authors' code has no such model.
     """
+    model = unwrap_model(model)
     if isinstance(model, RepMLP):
         return block_entries(model)
     if isinstance(model, RepMLPv2):
@@ -48,6 +50,7 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names the keys that are missing, unexpected or of another shape; nothing is loaded then.
     """
+    model = unwrap_model(model)
     target = _official_form(model)
     table = {entry.official: entry for entry in entries(target)}
     missing = [name for name in table if name not in state_dict]
@@ -72,7 +75,7 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights with the authors' names and shapes (views, as in ``Module.state_dict``)."""
-    model = _official_form(model)
+    model = _official_form(unwrap_model(model))
     own = model.state_dict()
     return {entry.official: own[entry.ours].reshape(entry.shape) for entry in entries(model)}
 
