@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from timm.data import resolve_data_config
 from timm.models import get_model_input_config
@@ -44,6 +44,7 @@ def check(model, names, size):
 
 @settings(max_examples=15)
 @given(st.sampled_from(list(NETWORKS)), st.lists(st.sampled_from(STEPS), min_size=1, max_size=5))
+@example("repmlp_cifar", ["resize", "convert", "new head", "resize", "save and load"])
 def test_nothing_changes_on_the_way(tmp_path_factory, name, steps):
     folder = tmp_path_factory.mktemp("m")
     made = randomize(timm.create_model(name, num_classes=3, **NETWORKS[name]))
