@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(TrainingProgress, "on_epoch", lambda self, row: os.kill(os.getpid(), signal.SIGINT))
     assert main(["train", str(tmp_path / "r"), "--epochs=2", "--val-fraction=0", *TINY]) == 130
-    assert f"go on with: repmlp train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+    assert f"resume with: repmlp train --resume {tmp_path / 'r'}" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["train", "--resume", str(tmp_path / "r")]) == 0
     assert "last epoch, 2" in capsys.readouterr().out
@@ -279,7 +279,7 @@ def test_errors_are_one_line_that_says_what_to_do(arguments, message, capsys, tm
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".repmlp-lock-")]
 
 
 def test_nothing_to_convert(tmp_path, capsys):

@@ -108,11 +108,11 @@ def test_training_for_int8(tmp_path, capsys):
 @pytest.mark.parametrize("fraction", ["0", "1.5"])
 def test_a_fraction_that_is_none(tmp_path, capsys, fraction):
     assert main(["train", str(tmp_path / "r"), "--qat", f"--qat-fraction={fraction}"]) == 2
-    assert "is no part of the epochs: use one in (0, 1]" in capsys.readouterr().err
+    assert "but has to be more than 0 and at most 1" in capsys.readouterr().err
 
 
 def test_qat_of_a_network_without_blocks(tmp_path, capsys):
     arguments = ["train", str(tmp_path / "r"), "--model=test_resnet", "--img-size=32", "--qat", "--epochs=9"]
     assert main(arguments) == 2
-    assert "no RepMLP block in this ResNet" in capsys.readouterr().err
+    assert "this ResNet has no RepMLP block" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()  # found before anything was trained

@@ -19,7 +19,7 @@ import repmlp
 from compare import assert_close, assert_same
 from repmlp import RepMLP, reparameterize
 from repmlp.layers import ConvNorm, GlobalPerceptron, GroupedLinear, add_fake_quant_hooks
-from repmlp.layers.sync_norm import SyncNorm
+from repmlp.layers.sync_norm import convert_sync_batchnorm
 from repmlp.models.repmlpnet import FFN
 from weights import randomize
 
@@ -92,9 +92,7 @@ def synchronized_norms():
 
 @right
 def norms_synchronized_on_a_cpu():
-    model = net()
-    model[0].bn, branch(model).bn = SyncNorm.of(model[0].bn), SyncNorm.of(branch(model).bn)
-    return model
+    return convert_sync_batchnorm(net(), processes=2, device=torch.device("cpu"))
 
 
 @right

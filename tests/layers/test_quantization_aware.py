@@ -101,5 +101,5 @@ def test_frozen_norms_keep_their_statistics_and_learn_their_weights():
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="no RepMLP block in this Linear"):
+    with pytest.raises(ValueError, match="this Linear has no RepMLP block"):
         add_fake_quant_hooks(nn.Linear(2, 2))

@@ -169,7 +169,7 @@ def test_forward_intermediates(model, x):
     first, only = model.forward_intermediates(x, indices=[0], stop_early=True)
     assert_same(first, maps[0])
     assert_same(only[0], maps[0])
-    with pytest.raises(ValueError, match="output_fmt 'NLC' is not available"):
+    with pytest.raises(ValueError, match="output_fmt 'NLC' is not supported"):
         model.forward_intermediates(x, output_fmt="NLC")
 
 

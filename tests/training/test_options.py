@@ -206,9 +206,9 @@ def test_a_network_learns_with(tmp_path, changes):
 
 
 def test_channels_last_computes_the_same(tmp_path):
-    first, second = (weights(train(tiny(tmp_path / str(on), channels_last=on, lr=0.01))) for on in (False, True))
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-2, atol=3e-3)
+    first, second = (weights(train(tiny(tmp_path / str(on), channels_last=on, lr=1e-3))) for on in (False, True))
+    for key, value in first.items():  # other sums: rounding grows with the steps, and with the learning rate
+        torch.testing.assert_close(second[key], value, rtol=1e-2, atol=2e-3)
 
 
 def test_metrics_go_to_tensorboard(tmp_path):

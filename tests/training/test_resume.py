@@ -202,6 +202,15 @@ def test_ctrl_c_and_sigterm_write_the_state_and_leave(tmp_path, number):
     assert_same_run(tmp_path / "whole", folder)
 
 
+@pytest.fixture
+def interrupts():
+    """Python's own handler of SIGINT, which a shell's background jobs do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_signal_stops_at_once_and_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGINT)
 
