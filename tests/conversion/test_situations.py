@@ -92,7 +92,10 @@ def synchronized_norms():
 
 @right
 def norms_synchronized_on_a_cpu():
-    return convert_sync_batchnorm(net(), processes=2, device=torch.device("cpu"))
+    model = net()
+    for module in (model[0], branch(model)):
+        convert_sync_batchnorm(module, processes=2, device=torch.device("cpu"))
+    return model
 
 
 @right

@@ -83,7 +83,7 @@ def test_a_second_conversion_changes_nothing(name):
 
 @torch.no_grad()
 @pytest.mark.xfail(strict=True, reason="only children are converted")
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", ["levit_128s", "fastvit_t8"])  # others have roots whose children hold all there is
 def test_the_root_is_converted(name):
     model, _ = build(name, torch.float32)
     block = next(m for m in model.modules() if m is not model and any(hasattr(m, c) for c in CONVERTERS))

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
+import repmlp.training.loop as loop
 import repmlp.training.setup as setup
 from repmlp.training import Stopped, train
 from repmlp.training.state import STATE, read_state, write_state
@@ -281,8 +282,8 @@ def test_weights_that_are_no_numbers_are_not_written_either(tmp_path, monkeypatc
                 trained[0].head.fc.weight[0, 0] = float("nan")
 
     trained = []
-    build = setup.build_model
-    monkeypatch.setattr(setup, "build_model", lambda *args: trained.append(build(*args)) or trained[0])
+    build = loop.build_model
+    monkeypatch.setattr(loop, "build_model", lambda *args, **kw: trained.append(build(*args, **kw)) or trained[0])
     with pytest.raises(FloatingPointError, match=r"the weights are no longer finite in epoch 2"):
         train(Train(output=str(tmp_path / "r"), state_every=7, **TINY), on_step)
     state = read_state(tmp_path / "r")
