@@ -88,7 +88,7 @@ def test_errors_say_what_to_do(run, tmp_path, capsys):
     assert "there is no model folder" in error(tmp_path / "nothing", new, *DATA)
     new.write_text("mine")
     assert "pass --overwrite" in error(run, new, *DATA)
-    assert "pass --data, or --method weights" in error(run)
+    assert "pass --data, or --method weights" in error(run, tmp_path / "other.onnx")
 
 
 def test_training_for_int8(tmp_path, capsys):
