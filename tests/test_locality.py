@@ -298,7 +298,7 @@ def test_a_network_without_token_mixing_fcs():
     model = timm.create_model("resnet10t", device="meta")
     refused(model, "nothing to inject into: this ResNet has no token-mixing FC of timm's ResMLP, gMLP or")
     refused(
-        OneTokenMore(), r"nothing to inject into: this OneTokenMore .*; name those that it has in layers, and their"
+        OneTokenMore(), r"nothing to inject into: this OneTokenMore .*; pass the names of its FCs as layers, and their"
     )
 
 
@@ -317,7 +317,7 @@ def test_a_grid_that_is_not_that_of_the_model():
         OneTokenMore(), r"mixers\.0: 13 inputs are not a multiple of the 16 tokens of a 4x4 grid", layers=NAMES, grid=4
     )
     refused(OneTokenMore(), "mixers.0: 13 inputs .*: pass class_token=True if the first", layers=NAMES, grid=(3, 4))
-    refused(OneTokenMore(), r"the grid .* of this OneTokenMore is not known: pass grid=\(H, W\)", layers=NAMES)
+    refused(OneTokenMore(), r"the token grid of this OneTokenMore is not known: pass grid=\(H, W\)", layers=NAMES)
     repmlp.inject_locality(small("ResMLP"), grid=(3, 4))
 
 
