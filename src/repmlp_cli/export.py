@@ -16,7 +16,8 @@ from .convert import converted, default_output
 
 
 def run(settings: Export) -> int:
-    beside_model = default_output(settings.model, "timm").with_name(f"deploy{EXPORTERS[settings.format].suffix}")
+    suffix = EXPORTERS[settings.format or "onnx"].suffix
+    beside_model = default_output(settings.model, "timm").with_name(f"deploy{suffix}")
     file = Path(settings.output) if settings.output else beside_model
     check_target(file, settings.format, settings.opset, settings.overwrite)
     model = load_model(settings.model)

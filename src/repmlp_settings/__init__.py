@@ -155,7 +155,8 @@ class Export:
     Args:
         model: Model folder or run folder; a model in training form is first converted and verified.
         output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 next to the model.
-        format: onnx, openvino, torch (a torch.export program) or aoti (compiled for CPUs like this one).
+        format: onnx, openvino, torch (a torch.export program) or aoti (compiled for CPUs like this one); by default
+            what the file's suffix says, and onnx if no file is given.
         opset: ONNX opset; by default 20.
         no_convert: Refuse a model in training form instead of converting it.
         data: Data set to compare on, in addition to random images; see `repmlp train --help`.
@@ -168,7 +169,7 @@ class Export:
 
     model: str
     output: str | None = field(default=None, metadata={"nargs": "?"})
-    format: Literal["onnx", "openvino", "torch", "aoti"] = "onnx"
+    format: Literal["onnx", "openvino", "torch", "aoti"] | None = None
     opset: int | None = None
     no_convert: bool = False
     data: str | None = None

@@ -56,7 +56,8 @@ def test_eval_and_predict_take_the_file_as_they_take_the_folder(run, digit, caps
 
 
 def test_a_training_form_is_converted_first_with_proof(run, tmp_path, capsys):
-    shown = say(capsys, ["export", str(run), str(tmp_path / "a.pt2"), "--format=torch", "--data=digits", "--images=7"])
+    """The suffix of the file says the format."""
+    shown = say(capsys, ["export", str(run), str(tmp_path / "a.pt2"), "--data=digits", "--images=7"])
     assert "converted first: relative error" in shown
     assert "equal within" in shown
     assert "torch, float32, any batch: images (batch, 1, 8, 8) -> logits (batch, 10)" in shown

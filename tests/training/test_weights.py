@@ -155,6 +155,9 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(tmp_path):
     save_file(network(channels=[8, 8]).state_dict(), tmp_path / "wide.safetensors")
     with pytest.raises(ValueError, match=r"not those of this CifarNet: stages.0.0.bn.* \[8\] instead of \[4\]"):
         load_weights(network(), tmp_path / "wide.safetensors")
+    repmlp.save_model(network(channels=[8, 8]), tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"set model to repmlp_cifar and model_args to .*'channels': \[8, 8\]"):
+        load_weights(network(), tmp_path / "wide")
     (tmp_path / "broken.pth").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"broken.pth is"):
         load_weights(network(), tmp_path / "broken.pth")

@@ -86,7 +86,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
             wrong.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
     if wrong or not any(own[name].is_floating_point() for name in copied):
         reason = _some(wrong) if wrong else f"no name in common, the first is {next(iter(weights), 'none')}"
-        raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {reason}")
+        advice = f"; {_built_with(path)}" if path.is_dir() else ""
+        raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {reason}{advice}")
     model.load_state_dict({**own, **{name: weights[name] for name in copied}})
     return LoadedWeights(
         path,
@@ -101,6 +102,13 @@ def _read_folder(path: Path) -> Mapping[str, Tensor]:
     if is_reparameterized(model):
         raise _deploy_form(path)
     return model.state_dict()
+
+
+def _built_with(path: Path) -> str:
+    model = load_model(path)
+    of_data = ("num_classes", "in_chans", "img_size")
+    arguments = {name: value for name, value in get_model_args(model).items() if name not in of_data}
+    return f"set model to {_architecture(model)} and model_args to {arguments}, which they were trained with"
 
 
 def _read_file(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
