@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -45,8 +46,9 @@ def write(way, model, folder, name=ODD_NAME):
 
 
 def check(file):
-    """Run the script in this process; returns its exit status."""
-    return runpy.run_path(str(file.with_name(f"{file.name}.check.py")))["main"]()
+    """Run the script in this process, whose environment stays; returns its exit status."""
+    with mock.patch.dict(os.environ):
+        return runpy.run_path(str(file.with_name(f"{file.name}.check.py")))["main"]()
 
 
 @torch.no_grad()

@@ -35,6 +35,9 @@ class ONNX(Engine):
     int8_methods = ("static", "dynamic", "weights")
     check = """
 def run(file, images):
+    import os
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it reports its use over the net
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

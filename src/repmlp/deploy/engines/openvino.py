@@ -23,6 +23,9 @@ class OpenVINO(Engine):
     int8_methods = ("static", "weights")
     check = """
 def run(file, images):
+    import sys
+
+    sys.modules.setdefault("openvino_telemetry", None)  # else it reports its use over the net
     import openvino
 
     # Without the hint, a CPU with bfloat16 instructions computes in bfloat16.
