@@ -39,6 +39,7 @@ def times(folder: Path, pattern: str = "*/seed-*/*"):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.glob(pattern)}
 
 
+@pytest.mark.slow
 def test_the_whole_ablation(folder):
     told = json.loads((folder / "ablation.json").read_text())
     titles = [line["title"] for line in told["lines"]]
@@ -131,6 +132,7 @@ def test_a_row_that_diverges_does_not_keep_the_others_from_being_trained(recipe,
     assert (tmp_path / "r" / "wide-convnet" / "seed-0" / "converted.json").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_runs(recipe, tmp_path):
     command = [sys.executable, "-m", "repmlp_cli", "ablate", recipe, str(tmp_path / "r"), "--seeds", "0,1"]
     command += ["--rows", "no-local,wide-convnet"]

@@ -290,6 +290,7 @@ def test_nothing_to_convert(tmp_path, capsys):
     assert "nothing to convert" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--epochs", "1"]) == 0

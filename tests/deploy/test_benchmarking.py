@@ -58,6 +58,7 @@ def test_unknown_engines_and_networks(folder):
         bench(["resnet5000"])
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_a_picture(folder, tmp_path):
     arguments = ["--engines", "training,pytorch", "--precisions=float32,bf16", "--rounds=2", "--memory"]
     arguments += ["--batches=1", "--output", str(tmp_path)]
@@ -70,6 +71,7 @@ def test_the_command_writes_figures_and_a_picture(folder, tmp_path):
     assert matplotlib.image.imread(tmp_path / "bench.png").shape[2] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_exported_engines_and_files(folder, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -109,6 +111,7 @@ def test_an_engine_is_left_out_in_a_precision_that_it_lacks_and_that_is_said(fol
         bench([str(folder)], ["pytorch"], [1], ["int4"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_int8_and_bf16_of_exported_engines(folder):
     pytest.importorskip("onnxruntime")

@@ -26,6 +26,7 @@ for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
 
 #: Written, by format or by engine and method of int8.
 WAYS = ["onnx", "openvino", "torch", ("onnxruntime", "static"), ("torch", "dynamic")]
+SLOW = ("openvino", ("onnxruntime", "static"))
 ODD_NAME = "ein Netz (1) 'zwölf' 模型"
 
 
@@ -60,7 +61,7 @@ def different(model, factor):
     return model
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS], ids=str)
 def test_the_check_finds_another_network_in_the_file(tmp_path, way, capsys):
     model = network()
     file = write(way, model, tmp_path)
@@ -76,7 +77,7 @@ def test_the_check_finds_another_network_in_the_file(tmp_path, way, capsys):
     assert file.name in shown
 
 
-@pytest.mark.parametrize("way", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("way", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "torch"])
 def test_the_check_finds_a_damaged_and_a_missing_file(tmp_path, way, capsys):
     file = write(way, network(), tmp_path)
     data = file.with_suffix(".bin") if way == "openvino" else file

@@ -53,15 +53,25 @@ def networks():
     return {name: deployed(name) for name in NETWORKS}
 
 
+#: The networks; `make test` takes the first one only.
+EACH = [name if i == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NETWORKS)]
+
+
+class Files(dict[tuple[str, str], Path]):
+    """Networks in formats, by both their names; written when asked for."""
+
+    def __init__(self, networks: dict[str, nn.Module], folder: Path) -> None:
+        self.networks, self.folder = networks, folder
+
+    def __missing__(self, key: tuple[str, str]) -> Path:
+        name, format = key
+        self[key] = export(self.networks[name], self.folder / f"{name}{SUFFIXES[format]}").file
+        return self[key]
+
+
 @pytest.fixture(scope="module")
 def files(networks, tmp_path_factory):
-    """Every network in every format."""
-    folder = tmp_path_factory.mktemp("exported")
-    return {
-        (name, format): export(model, folder / f"{name}{SUFFIXES[format]}").file
-        for name, model in networks.items()
-        for format in FORMATS
-    }
+    return Files(networks, tmp_path_factory.mktemp("exported"))
 
 
 def relative_error(actual, expected):
@@ -73,7 +83,7 @@ def size_of(model):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EACH)
 @torch.no_grad()
 def test_a_file_computes_what_the_network_computes(networks, files, name, format):
     model, exported = networks[name], load_exported(files[name, format], threads=1)
@@ -97,13 +107,13 @@ def test_a_file_says_how_to_prepare_images_and_what_the_outputs_mean(networks, f
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_file_is_one_file_and_names_nothing_of_the_machine(files, format):
-    for name in NETWORKS:
-        file = files[name, format]
-        parts = sorted(path.suffix for path in file.parent.glob(f"{name}.*") if format_by(path) == format)
-        assert parts == ([".bin", ".xml"] if format == "openvino" else [file.suffix])
-        assert str(Path(repmlp.__file__).parents[1]).encode() not in file.read_bytes()
-        assert str(Path(timm.__file__).parents[1]).encode() not in file.read_bytes()
+@pytest.mark.parametrize("name", EACH)
+def test_a_file_is_one_file_and_names_nothing_of_the_machine(files, name, format):
+    file = files[name, format]
+    parts = sorted(path.suffix for path in file.parent.glob(f"{name}.*") if format_by(path) == format)
+    assert parts == ([".bin", ".xml"] if format == "openvino" else [file.suffix])
+    assert str(Path(repmlp.__file__).parents[1]).encode() not in file.read_bytes()
+    assert str(Path(timm.__file__).parents[1]).encode() not in file.read_bytes()
 
 
 def format_by(path):
@@ -115,21 +125,21 @@ def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".repmlp-lock-"))
 
 
-def test_the_onnx_file_has_the_opset_and_names_that_are_promised(files, networks, tmp_path):
-    for name in NETWORKS:
-        model = onnx.load(files[name, "onnx"])
-        onnx.checker.check_model(model, full_check=True)
-        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
-        (images,), (logits,) = model.graph.input, model.graph.output
-        batch, *size = images.type.tensor_type.shape.dim
-        assert (images.name, batch.dim_param, [d.dim_value for d in size]) == (
-            "images",
-            "batch",
-            list(size_of(networks[name])),
-        )
-        assert (logits.name, logits.type.tensor_type.shape.dim[0].dim_param) == ("logits", "batch")
-        assert [entry.key for entry in model.metadata_props] == ["repmlp"]
-        assert not any(node.metadata_props for node in model.graph.node)  # the exporter's notes
+@pytest.mark.parametrize("name", EACH)
+def test_the_onnx_file_has_the_names_that_are_promised(files, networks, name):
+    model = onnx.load(files[name, "onnx"])
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    (images,), (logits,) = model.graph.input, model.graph.output
+    batch, *size = images.type.tensor_type.shape.dim
+    assert (images.name, batch.dim_param) == ("images", "batch")
+    assert [d.dim_value for d in size] == list(size_of(networks[name]))
+    assert (logits.name, logits.type.tensor_type.shape.dim[0].dim_param) == ("logits", "batch")
+    assert [entry.key for entry in model.metadata_props] == ["repmlp"]
+    assert not any(node.metadata_props for node in model.graph.node)  # the exporter's notes
+
+
+def test_the_onnx_file_has_the_opset_asked_for(networks, tmp_path):
     done = export(networks["repmlp_cifar"], tmp_path / "a.onnx", opset=18)
     assert done.opset == onnx.load(done.file).opset_import[0].version == 18
 
@@ -143,13 +153,13 @@ def test_the_onnx_file_of_a_pure_mlp_has_no_conv_larger_than_1x1_and_no_batch_no
     assert not any(node.op_type == "BatchNormalization" for node in graph.node)
 
 
-def test_the_openvino_file_has_the_names_that_are_promised(files, networks):
+@pytest.mark.parametrize("name", EACH)
+def test_the_openvino_file_has_the_names_that_are_promised(files, networks, name):
     import openvino
 
-    for name in NETWORKS:
-        model = openvino.Core().read_model(files[name, "openvino"])
-        assert model.input("images").partial_shape == openvino.PartialShape([-1, *size_of(networks[name])])
-        assert model.output("logits").partial_shape == openvino.PartialShape([-1, 3])
+    model = openvino.Core().read_model(files[name, "openvino"])
+    assert model.input("images").partial_shape == openvino.PartialShape([-1, *size_of(networks[name])])
+    assert model.output("logits").partial_shape == openvino.PartialShape([-1, 3])
 
 
 @pytest.mark.parametrize("format", ["torch", "openvino"])

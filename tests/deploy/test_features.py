@@ -29,7 +29,9 @@ def backbone(name):
     return repmlp.reparameterize(model) if name.startswith("repmlp") else model
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize(
+    "format", [pytest.param("onnx", marks=pytest.mark.slow), pytest.param("openvino", marks=pytest.mark.slow), "torch"]
+)
 def test_maps_are_named_outputs(tmp_path, format):
     name = "repmlp_resnet50_light"
     model = backbone(name)

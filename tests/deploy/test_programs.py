@@ -21,6 +21,7 @@ def deployed() -> nn.Module:
     return repmlp.reparameterize(randomize(timm.create_model("repmlp_cifar", pretrained_cfg_overlay=cfg, **args)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_a_compiled_program(tmp_path):
     model = deployed()

@@ -126,6 +126,7 @@ def test_int8_is_close_to_floating_point(model, images, files, engine, method):
     assert exported(images[:1]).shape == (1, 3)  # any batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "engine", "method"),
     [

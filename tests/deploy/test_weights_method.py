@@ -39,7 +39,7 @@ def rounded(model):
     return model
 
 
-@pytest.mark.parametrize("engine", FILES)
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_fc_weights_are_rounded_and_nothing_else(model, tmp_path, engine):
     done = quantize(model, tmp_path / FILES[engine], engine=engine, method="weights")
@@ -79,6 +79,7 @@ def test_a_row_of_zeros_stays_zero(tmp_path):
     np.testing.assert_allclose(load_exported(done.file)(torch.randn(4, 3, 8, 8))[:, 1], 2.0)
 
 
+@pytest.mark.slow
 def test_without_images_outputs_that_change_too_much_are_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(quantization, "MAX_ERROR", 1e-6)
     with pytest.raises(ValueError, match=r"changes the outputs for random images by .*, more than the 0% allowed"):

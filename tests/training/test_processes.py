@@ -116,16 +116,19 @@ def difference(a, b):
     return max(((first[key] - second[key]).norm() / first[key].norm()).item() for key in floats)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_of_one_when_norms_are_synchronized(results):
     single, two, *_ = results
     assert difference(single, two) < 1e-9
 
 
+@pytest.mark.slow
 def test_and_other_weights_when_each_has_its_own_batch_statistics(results):
     single, _, apart, _ = results
     assert difference(single, apart) > 1e-2
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_one_process(results):
     single, two, *_ = results
     rows = []
@@ -140,6 +143,7 @@ def test_metrics_are_those_of_one_process(results):
     assert tests[1]["correct"] == tests[0]["correct"]
 
 
+@pytest.mark.slow
 def test_two_processes_that_one_signal_stops_resume_to_the_same_metrics(results):
     """Both stop, and each goes on with its own sums of the epoch."""
     metrics, weights = [], []
@@ -152,6 +156,7 @@ def test_two_processes_that_one_signal_stops_resume_to_the_same_metrics(results)
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_an_evaluation_over_uneven_parts_counts_every_image_once(results):
     alone, together = results[3]
     assert [images for _, images, _ in together] == [117, 1]  # of one image the second process has none

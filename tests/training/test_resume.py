@@ -88,10 +88,16 @@ few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 wor
     "changes",
     [
         EVERYTHING,
-        {**EVERYTHING, "opt": "adamw", "lr": 1e-3, "precision": "bf16"},
-        {"augment": "resized-crop", "auto_augment": "rand-m9-mstd0.5", "workers": 2, "state_every": 7},
+        pytest.param({**EVERYTHING, "opt": "adamw", "lr": 1e-3, "precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"augment": "resized-crop", "auto_augment": "rand-m9-mstd0.5", "workers": 2, "state_every": 7},
+            marks=pytest.mark.slow,
+        ),
         {"qat": True, "qat_fraction": 0.5, "ema": 0.9, "state_every": 7},
-        {"accumulation": 4, "batch_size": 48, "ema": 0.9, "state_every": 5, "freeze": "all-but-blocks"},
+        pytest.param(
+            {"accumulation": 4, "batch_size": 48, "ema": 0.9, "state_every": 5, "freeze": "all-but-blocks"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["everything", "adamw", "workers", "qat", "left-over micro-batches"],
 )
@@ -164,6 +170,7 @@ def written(folder):
     return (folder / STATE).stat().st_mtime_ns if (folder / STATE).exists() else None
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(tmp_path):
     long = {**TINY, "epochs": 20, "ema": 0.99, "mixup": 0.2, "state_every": 10}
     train(Train(output=str(tmp_path / "whole"), **long))
