@@ -1,11 +1,12 @@
 """Networks of timm with a training form: each family converts, once and twice, is saved, loaded, folded, exported."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
-from timm.models import get_model_input_config
+from timm.models import byobnet, get_model_input_config
 from torch import Tensor, nn
 
 import repmlp
@@ -19,7 +20,7 @@ TINY = {
     "efficientvit_m0": ({"img_size": 64, "depth": (1, 1, 1)}, 0, 0),
     "fastvit_t8": ({"layers": (1, 1, 1, 1)}, 4, 0),
     "ghostnetv3_050": ({}, 54, 0),
-    "iformer_t": ({}, 0, 0),
+    "iformer_t": ({"depths": (1, 1, 3, 3), "attn_groups": (0, 0, 1, 1)}, 0, 0),
     "lcnetv2_small": ({}, 21, 0),
     "levit_128s": ({"img_size": 64, "depth": (1, 1, 1)}, 0, 0),
     "nextvit_small": ({"depths": (1, 1, 5, 1)}, 20, 1),
@@ -29,7 +30,7 @@ TINY = {
     "shvit_s1": ({"depth": (1, 1, 1)}, 0, 0),
     "tiny_vit_5m_224": ({"depths": (1, 1, 1, 1)}, 0, 0),
 }
-LARGE = ("ghostnetv3_050", "nextvit_small")  # still too slow for each run of the suite
+LARGE = ("ghostnetv3_050", "nextvit_small", "repghostnet_050")  # still too slow for each run of the suite
 #: Full networks, with heads and blocks that the small ones lack.
 FULL = [*TINY, "mobileone_s0", "iformer_m_distilled", "levit_conv_128s", "fastvit_mci0", "efficientvim_m1_dist"]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.2}
@@ -93,8 +94,12 @@ def assert_converts(model, x, folder, dtype):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in TINY])
-def test_a_small_member_of_each_family_converts(name, tmp_path):
+def test_a_small_member_of_each_family_converts(name, tmp_path, monkeypatch):
     arguments, left, _ = TINY[name]
+    config = byobnet.model_cfgs["repvgg_a0"]  # no argument makes a RepVGG smaller
+    monkeypatch.setitem(
+        byobnet.model_cfgs, "repvgg_a0", replace(config, blocks=[replace(b, d=1, c=16) for b in config.blocks])
+    )
     model, x = build(name, **arguments)
     converted = assert_converts(model, x, tmp_path / "model", torch.float64)
     assert norms(converted) == left
@@ -102,9 +107,10 @@ def test_a_small_member_of_each_family_converts(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["lcnetv2_small", "fastvit_t8"])
 def test_timm_builds_some_deploy_forms_itself(name, tmp_path):
-    model, x = build(name, torch.float32)
+    arguments, _, _ = TINY[name]
+    model, x = build(name, torch.float32, **arguments)
     converted = repmlp.reparameterize(model)
-    built = timm.create_model(name, num_classes=5, inference_mode=True).eval()
+    built = timm.create_model(name, num_classes=5, inference_mode=True, **arguments).eval()
     built.load_state_dict(converted.state_dict())
     assert_same_outputs(built, converted, x, 0)
     if name == "lcnetv2_small":  # of FastViT timm takes the file for one of Apple's

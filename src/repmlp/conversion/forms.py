@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import needs_reparameterize
+from .contract import iter_training_forms
 from .norm_folding import FOLDED, LAYERS, remove_norm_
 from .reparameterization import reparameterize
 
@@ -38,7 +38,7 @@ def rebuild_form_(model: nn.Module, form: Mapping[str, Any], weights: Mapping[st
     """
     for name in form.get("reparameterized", ()):
         block = model.get_submodule(name)
-        if name and needs_reparameterize(block):
+        if name and any(iter_training_forms(block)):
             parent, _, attribute = name.rpartition(".")
             block = reparameterize(block, inplace=True)
             setattr(model.get_submodule(parent), attribute, block)
