@@ -23,14 +23,20 @@ def small_net(dtype=torch.float32, **kwargs):
     return randomize(timm.create_model("repmlp_cifar", **SMALL, **kwargs).to(dtype))
 
 
-@pytest.fixture
-def model():
-    return small_net()
+@pytest.fixture(scope="module")
+def pair():
+    model = small_net()
+    return model, repmlp.reparameterize(model)
 
 
 @pytest.fixture
-def deployed(model):
-    return repmlp.reparameterize(model)
+def model(pair):
+    return copy.deepcopy(pair[0])
+
+
+@pytest.fixture
+def deployed(pair):
+    return copy.deepcopy(pair[1])
 
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -125,12 +131,14 @@ def test_a_dropped_norm_is_found():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["first", "second", "both"])
-def test_a_number_that_is_none_is_not_equal_to_anything(model, deployed, value, where):
+def test_a_number_that_is_none_is_not_equal_to_anything(value, where):
+    model = randomize(nn.Sequential(ConvNorm(3, 4), nn.Conv2d(4, 4, 1)))
+    deployed = repmlp.reparameterize(model)
     models = {"first": [model], "second": [deployed], "both": [model, deployed]}[where]
     with torch.no_grad():
         for m in models:
-            m.head.fc.bias[0] = value
-    report = repmlp.verify(model, deployed)
+            m[1].bias[0] = value
+    report = repmlp.verify(model, deployed, torch.randn(2, 3, 4, 4))
     assert not report
     assert report.network.native.relative == report.network.float64.relative == float("inf")
     giver = "both models give" if where == "both" else f"the {where} model gives"
@@ -253,7 +261,7 @@ def test_a_model_behind_a_wrapper(model, deployed):
 
 
 def test_outputs_of_different_shapes_are_an_error(model):
-    with pytest.raises(ValueError, match=r"outputs differ in shape, \[8, 10\] and \[8, 7\]: not the same model"):
+    with pytest.raises(ValueError, match=r"outputs differ in shape, \[4, 10\] and \[4, 7\]: not the same model"):
         repmlp.verify(model, small_net(num_classes=7))
 
 
@@ -303,9 +311,12 @@ def test_several_inputs_and_nested_outputs(keywords):
         deployed.embedding.weight[3] += 1  # a token that is not in the inputs
     report = repmlp.verify(model, deployed, inputs)
     assert report.network.float64.relative < 1e-7
-    assert not report or report.first_difference is None
+    assert not report
+    assert report.first_difference.name == "embedding"
+    assert report.first_difference.tensor == "embedding.weight"
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_callable_is_compared_as_a_whole(model, deployed):
     x = torch.randn(4, 3, 16, 16)
     assert repmlp.verify(model, lambda x: [deployed(x).numpy()], x)  # as a session of an engine

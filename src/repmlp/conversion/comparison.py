@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .contract import iter_reparameterizable
-from .differences import find_differences, is_leaf, paired_modules, translate
-from .probing import GROUPS, MIN_SAMPLES, Calls, Probes, record_calls
+from .differences import find_differences, is_leaf, own_tensors, paired_modules, same_weights, translate
+from .probing import GROUPS, MANY_SAMPLES, MIN_SAMPLES, PROFILES, SIZES_AND_SIGNS, Calls, Probes, record_calls
 from .report import BlockDeviation, is_equal
 from .rounding import LIMIT, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
 
@@ -184,6 +184,8 @@ class Comparison:
         row = replace(row, **vars(tally.verdict()))
         if names[0] in self.blocks:
             row = self._with_merged_weights(row, [*modules[:2], *others[:2]])
+        if not probes.specs and len(names) == 1 and is_leaf(modules[2]):
+            row = self._with_own_weights(row, names[0])
         if not is_equal(row, self.tolerance) and row.tensor is None:
             row = replace(row, tensor=self._wrong_tensor(row, names, modules[:2], others[:2]))
         return row
@@ -208,6 +210,18 @@ class Comparison:
                     row = replace(row, ratio=ratio if ratio == ratio else torch.inf)
                     if not is_equal(row, self.tolerance):
                         row = replace(row, tensor=_name_of(merged[2][key], modules[2], row.name))
+        return row
+
+    def _with_own_weights(self, row: BlockDeviation, name: str) -> BlockDeviation:
+        """Compare also the weights of a layer with integer inputs: a few tokens leave most of an embedding unread."""
+        ours, theirs = (own_tensors(module) for module in self.pairs[name])
+        for key, a in ours.items():
+            if key in theirs and not same_weights(a, theirs[key]):
+                eps = max(torch.finfo(t.dtype).eps if t.is_floating_point() else 1 for t in (a, theirs[key]))
+                a, b, step = a.double(), theirs[key].to(a.device).double(), eps / 2
+                ratio = torch.where(a != b, (a - b).abs() / (step * a.abs()), 0.0).max().item()
+                if ratio > row.ratio:
+                    row = replace(row, ratio=ratio, tensor=f"{name}.{key}".removeprefix("."))
         return row
 
     def _wrong_tensor(
@@ -257,6 +271,8 @@ def _rows_needed(output: Any, groups: Tensor | None, profiles: int) -> int:
     if groups is None:
         return 1
     per_row = min((t[0, 0].numel() for _, t in tensors_of(output) if t.dim() > 1 and t.numel()), default=1)
+    if per_row >= MANY_SAMPLES and profiles == len(PROFILES):
+        return SIZES_AND_SIGNS
     rounds = -(-MIN_SAMPLES // (2 * max(1, per_row)))  # the rarest size has two rows of each round
     return rounds * profiles
 

@@ -19,12 +19,14 @@ from .rounding import tiled
 
 #: Rows of a probe: normal noise, an eighth of, as large as, or 8 times as large as what the module sees; as it is, all
 #: positive or all negative, as after an activation. Biases show in small inputs, seldom active units in large ones.
-PROFILES = ((1, 0), (1, 1), (1, -1), (0, 0), (0, 1), (2, 0), (2, 1), (2, -1))
+PROFILES = ((1, 0), (0, 0), (2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (2, 0))
+SIZES_AND_SIGNS = 4  # the first of them: enough for large maps, whose channels have many samples in one row
 FACTORS = (1 / 8, 1.0, 8.0)
 GROUPS = 2 * len(FACTORS)  # sizes, which are judged apart
 #: A module that sees larger or smaller inputs is also probed around 1, where its biases are.
 ORDINARY = (1 / 16, 16.0)
-ROWS = 8  # images that calls are recorded with
+ROWS = 4  # images that calls are recorded with
+MANY_SAMPLES = 64  # numbers per channel in one row of a large map
 MIN_SAMPLES = 16  # numbers per channel and size: a channel's verdict rests on so many or more
 _POOL = 1_048_583  # random numbers that probes are cut from; a prime
 
