@@ -45,7 +45,7 @@ class Comparison:
     Args:
         a, b: in eval mode.
         names: names in ``b`` of modules of ``a``, where they differ.
-        tolerance: largest relative deviation; by default :data:`LIMIT` decides.
+        tolerance: largest relative deviation; by default ``LIMIT`` decides.
     """
 
     def __init__(self, a: nn.Module, b: nn.Module, names: Mapping[str, str], tolerance: float | None) -> None:

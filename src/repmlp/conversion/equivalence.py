@@ -43,7 +43,7 @@ def verify(
     Weights of the same name and shape are compared first. Every block, and the smallest module around any other
     difference, is then run on random inputs of its own, in both models; and the whole models on ``inputs``.
 
-    The verdict is made in float64, for each output channel: the difference may not exceed :data:`LIMIT` times what
+    The verdict is made in float64, for each output channel: the difference may not exceed ``LIMIT`` times what
     one rounding of the weights to their dtype does to that channel, which is measured by rounding them at random.
     So float64 models must be equal to about 1e-15, and a badly conditioned float32 model is not called different.
 

@@ -51,7 +51,7 @@ class EquivalenceReport:
         network: the whole model.
         num_agree, num_images: how many top-1 predictions are the same, of how many (0 of 0 without class logits).
         dtype: of the weights, the coarser one of the two models.
-        tolerance: largest relative deviation, if the caller gave one; it then decides instead of :data:`LIMIT`.
+        tolerance: largest relative deviation, if the caller gave one; it then decides instead of ``LIMIT``.
     """
 
     blocks: tuple[BlockDeviation, ...]
@@ -70,7 +70,7 @@ class EquivalenceReport:
 
     @property
     def first_difference(self) -> BlockDeviation | None:
-        """The first row that is not equal: where to look for the error."""
+        """The first row that is not equal, which is where to look for the error."""
         return next((row for row in (*self.blocks, self.network) if not is_equal(row, self.tolerance)), None)
 
     @property
@@ -86,7 +86,7 @@ class EquivalenceReport:
         }
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """The cells of the table under :data:`HEADER`."""
+        """The cells of the table under ``HEADER``."""
         for row in (*self.blocks, self.network):
             native, exact = row.native, row.float64
             numbers = (native.maximum, native.relative, exact.relative)

@@ -16,7 +16,7 @@ BACKGROUND = "white"
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file; see :func:`standardize` for what becomes of its pixels.
+    """Read an image file; see ``standardize`` for what becomes of its pixels.
 
     Raises:
         FileNotFoundError: if there is none.

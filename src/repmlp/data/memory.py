@@ -24,8 +24,8 @@ def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: i
 
     Args:
         x: images (B, C, H, W).
-        top, left: (B) first row and column of each crop in the padded image, in 0 .. 2*padding.
-        flip: (B) bool.
+        top, left: (B,), first row and column of each crop in the padded image, in 0 .. 2*padding.
+        flip: (B,), bool.
 
     Shape: (B, C, H, W).
     """

@@ -147,7 +147,7 @@ def load_data(
     again.
 
     Image files of one size are decoded once and kept in memory as a tensor of bytes, if that takes no more than
-    MEMORY_LIMIT; :func:`repmlp.data.pixels.load_pixels` has the details.
+    MEMORY_LIMIT; ``repmlp.data.pixels.load_pixels`` has the details.
 
     Args:
         name: ``digits`` (scikit-learn's 1797 handwritten 8x8 digits, included, no download), ``torch/...``

@@ -68,11 +68,11 @@ def export(
         file: to write. OpenVINO's is a pair, the .xml named here and a .bin.
         format: onnx, openvino, torch (a program of ``torch.export``) or aoti (that program compiled for CPUs like
             this one; needs a C++ compiler); by default what the suffix of the file says.
-        opset: of ONNX; by default :data:`~repmlp.deploy.engines.OPSET`.
+        opset: of ONNX; by default ``engines.OPSET``.
         images: (N, C, H, W), real ones, normalized, to compare on too.
         tolerance: largest relative error, norm over norm.
         overwrite: replace a file that exists.
-        on_progress: see :data:`OnProgress`.
+        on_progress: called with what is being done, how much of it is done and how much there is.
 
     Raises:
         FileExistsError: if the file exists and ``overwrite`` is False.
@@ -175,8 +175,8 @@ def compare(
     Args:
         model: the reference; a timm model in eval mode.
         exported: anything that maps images to a tensor, or to a list of tensors.
-        images: (N, C, H, W), to compare on besides random batches of :data:`BATCHES`.
-        on_progress: see :data:`OnProgress`.
+        images: (N, C, H, W), to compare on besides random batches of ``BATCHES`` sizes.
+        on_progress: called with what is being done, how much of it is done and how much there is.
     """
     inputs = {f"random images, batch {n}": example_inputs(model, n) for n in BATCHES}
     if images is not None:

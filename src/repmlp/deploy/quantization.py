@@ -97,7 +97,7 @@ def quantize(
             8-bit products overflows 16 bits, and results are silently wrong. Always so if this CPU is one of them.
             (Not for torch, which takes that bit from the activations.)
         overwrite: replace a file that exists.
-        on_progress: see :data:`~repmlp.deploy.exporting.OnProgress`.
+        on_progress: see ``repmlp.deploy.exporting.OnProgress``.
 
     Raises:
         FileExistsError: if the file exists and ``overwrite`` is False.
@@ -220,7 +220,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def split_groups(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every :class:`~repmlp.layers.GroupedLinear` is a :class:`SplitLinear`."""
+    """A copy of a model in which every :class:`~repmlp.layers.GroupedLinear` is a ``SplitLinear``."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

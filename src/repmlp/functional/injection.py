@@ -51,7 +51,7 @@ def conv_to_linear(kernel: Tensor, size: tuple[int, int], groups: int = 1) -> Te
     Args:
         kernel: (O, C/g, kh, kw), kh and kw odd and not larger than the map.
         size: (h, w) of the map.
-        groups: g.
+        groups: g, of the channels.
 
     Returns:
         (g, O/g*h*w, C/g*h*w), a weight for :func:`~repmlp.functional.grouped_linear`.
@@ -79,7 +79,7 @@ def add_conv_to_linear_(weight: Tensor, kernel: Tensor, size: tuple[int, int], g
         weight: (g, O/g*h*w, C/g*h*w), contiguous in its last axis and changed in place.
         kernel: (O, C/g, kh, kw), of the same dtype and device.
         size: (h, w) of the map.
-        groups: g.
+        groups: g, of the channels.
 
     Raises:
         ValueError: as :func:`conv_to_linear`, or if ``weight`` has another shape.

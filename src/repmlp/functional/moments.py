@@ -46,7 +46,7 @@ def covariance(x: Tensor, groups: int) -> Tensor:
 
     Args:
         x: (M, g*I), centered: the mean over the rows is zero.
-        groups: g.
+        groups: g, of the channels.
 
     Returns:
         (g, I, I).

@@ -62,7 +62,7 @@ def prefer_moments(
     So moments win if there are many rows for the width of a group, and few channels in it.
 
     Args:
-        rows: M.
+        rows: M, the partitions of the batch.
         inputs, outputs: I, Q.
         size: (h, w).
         kernel_sizes: (kh, kw) of each conv.

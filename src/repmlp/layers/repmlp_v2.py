@@ -50,7 +50,7 @@ class PartitionPerceptronV2(PartitionPerceptron):
     """FC3 with one kernel per share-set, and a BN of one channel per share-set after it.
 
     Args:
-        share_sets: S.
+        share_sets: S, the number of FC3s.
         partition_size: (h, w).
 
     Shape: (M, S, h, w) -> (M, S, h, w); fc3.weight (S, h*w, h*w).
@@ -94,7 +94,7 @@ class RepMLPv2(FC3Block):
     :meth:`reparameterize` merges every BN and conv: the deploy form is FC1, FC2 and FC3.
 
     Args:
-        channels: C.
+        channels: C, in and out.
         partition_size: (h, w), an int for a square.
         kernel_sizes: K of the Local Perceptron's convs, ints or (kh, kw), odd and not larger than the
             partition; empty for a block without a Local Perceptron.

@@ -24,7 +24,7 @@ from .perceptrons import LocalPerceptron
 class TokenMixing(nn.Module):
     """``FC(x) + sum_K BN(conv_K(x))``, a temporary form of a plain FC.
 
-    Do not construct it: :func:`attach_local_perceptron_` converts an existing FC in place, keeping its parameters. The
+    Do not construct it: ``attach_local_perceptron_`` converts an existing FC in place, keeping its parameters. The
     FC sees a class token in front of the grid's tokens, the convs do not.
 
     Shape: as for the FC, tokens on ``token_axis``: (..., I*T) -> (..., O*T), plus one on each side with a class token.

@@ -22,7 +22,7 @@ __all__ = ["entries", "load", "state_dict"]
 def entries(model: nn.Module) -> Iterator[Entry]:
     """The authors' name and shape for every tensor of a model, in its current form.
 
-    For a RepMLPNet, our names are those of :func:`~repmlp.official.repmlpnet_naming.unfolded`.
+    For a RepMLPNet, our names are those of ``repmlpnet_naming.unfolded``.
 
     Raises:
         ValueError: if the authors' code has no such model.

@@ -37,7 +37,7 @@ def energy_within(weight: Tensor, partition_size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[str, str] | None = None) -> Path | None:
-    """Draw :func:`energy_within` of each model, the mean over its blocks, into an image file; returns its path.
+    """Draw ``energy_within`` of each model, the mean over its blocks, into an image file; returns its path.
 
     Dashed: FC3 with its own BN merged; solid: FC3 with the convs merged as well; gray: an FC3 whose weights all have
     the same magnitude.

@@ -199,7 +199,7 @@ def build_test_loader(
     workers: int = 0,
     labels: Literal["by-name", "by-index"] = "by-name",
 ) -> DataLoader:
-    """The test images, prepared as ``model`` needs them, with its class indices; see :func:`match_labels`.
+    """The test images, prepared as ``model`` needs them, with its class indices; see :func:`repmlp.data.match_labels`.
 
     Raises:
         ValueError: if the data has other classes, or another number of channels, than the model.
