@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/demo            ## train, convert, verify and time the pure MLP on handwritten digits
 	$(BIN)/repmlp demo
@@ -16,6 +16,10 @@ test-all: .venv/dev         ## only what takes long: every network, every timm f
 lint: .venv/dev             ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: .venv/dev             ## the documentation site, in build/docs; a warning or a broken link is an error
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
+
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[demo]'
@@ -23,7 +27,7 @@ lint: .venv/dev             ## style and types
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub,docs]'
 	touch $@ .venv/demo
 
 clean:
