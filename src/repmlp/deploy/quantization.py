@@ -10,7 +10,7 @@ images (static) or for each input while the network runs (dynamic).
 
 import copy
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..conversion import needs_reparameterize, unwrap_model
 from ..data import ImageData, Transformed, eval_transform
 from ..files import atomic_file, claim
 from ..layers import GroupedLinear
+from ..training.evaluation import classify
 from .check_files import write_check_files
 from .engines import QUANTIZERS, Engine, find_engine
 from .exporting import OnProgress, ensure_can_export, float32_copy
@@ -238,20 +239,18 @@ def _check_calibration(model: Any, images: Tensor | None) -> None:
         )
 
 
-@torch.no_grad()
 def _count(
     model: nn.Module, int8: nn.Module, test: Iterable[tuple[Tensor, Tensor]], on_progress: OnProgress
 ) -> tuple[int, int, int, int]:
     """Number of images, of correct predictions of either network, and of equal predictions."""
     batches = len(test) if isinstance(test, Sized) else 0
-    images, correct_float32, correct, agree = 0, 0, 0, 0
-    for i, (x, labels) in enumerate(test):
-        on_progress("measuring accuracy", i, batches)
-        ours, theirs = model(x).argmax(1), int8(x).argmax(1)
-        images += len(labels)
-        correct_float32 += int((ours == labels).sum())
-        correct += int((theirs == labels).sum())
-        agree += int((ours == theirs).sum())
-    if not images:
+
+    def reported() -> Iterator[tuple[Tensor, Tensor]]:
+        for i, batch in enumerate(test):
+            on_progress("measuring accuracy", i, batches)
+            yield batch
+
+    (float32, rounded), agree = classify([model, int8], reported())
+    if not float32.images:
         raise ValueError("there are no images to measure the accuracy on")
-    return images, correct_float32, correct, agree
+    return float32.images, int(float32.correct), int(rounded.correct), agree

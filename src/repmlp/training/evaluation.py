@@ -79,7 +79,7 @@ def classify(
     totals, agree = [Totals()] * len(networks), 0
     for x, labels in batches:
         logits = [network(x) for network in networks]
-        labels = labels.to(logits[0].device)
+        labels = labels.to(logits[0].device).long()
         for i, own in enumerate(logits):
             totals[i] += Totals.of(own, labels, F.cross_entropy(own.float(), labels))
         predictions = torch.stack([own.argmax(1) for own in logits])  # (networks, B)
