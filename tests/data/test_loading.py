@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repmlp.data import ImageBatches, Part, count_batches, epoch_batches, seed_everything
+from repmlp.data import ImageBatches, ProcessShard, count_batches, epoch_batches, seed_from_key
 from repmlp.data.loading import augmentation_draws, mixed_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -27,8 +27,8 @@ def noisy(x):
     return torch.tensor([x, random.random(), np.random.rand(), torch.rand(()).item()])  # noqa: NPY002
 
 
-def batches(workers=0, part=Part(), train=True, batch_size=4, indices=range(23), seed=0):  # noqa: B008
-    return ImageBatches(Numbers(), indices, noisy, batch_size, part, train, seed, workers)
+def batches(workers=0, shard=ProcessShard(), train=True, batch_size=4, indices=range(23), seed=0):  # noqa: B008
+    return ImageBatches(Numbers(), indices, noisy, batch_size, shard, train, seed, workers)
 
 
 def same(first, second):
@@ -38,13 +38,13 @@ def same(first, second):
 def test_the_number_of_workers_changes_no_bit_and_an_epoch_may_begin_anywhere():
     alone, workers = batches(), batches(workers=2)
     for epoch in (1, 2):
-        assert same(list(alone.epoch(epoch)), list(workers.epoch(epoch)))
-    assert same(list(alone.epoch(2))[3:], list(workers.epoch(2, start=3)))
+        assert same(list(alone.iter_epoch(epoch)), list(workers.iter_epoch(epoch)))
+    assert same(list(alone.iter_epoch(2))[3:], list(workers.iter_epoch(2, start=3)))
 
 
 def test_processes_share_the_images_and_their_augmentation():
-    whole = list(batches(seed=5).epoch(1))
-    parts = [list(batches(part=Part(rank, 2), seed=5).epoch(1)) for rank in range(2)]
+    whole = list(batches(seed=5).iter_epoch(1))
+    parts = [list(batches(shard=ProcessShard(rank, 2), seed=5).iter_epoch(1)) for rank in range(2)]
     for (x, labels), (x0, labels0), (x1, labels1) in zip(whole, *parts, strict=True):
         assert torch.equal(torch.stack([x0, x1], 1).flatten(0, 1), x)
         assert torch.equal(torch.stack([labels0, labels1], 1).flatten(), labels)
@@ -52,7 +52,7 @@ def test_processes_share_the_images_and_their_augmentation():
 
 def test_epochs_images_and_seeds_draw_differently():
     def draws(epoch, seed=0):
-        return {round(value, 9) for x, _ in batches(seed=seed).epoch(epoch) for value in x[:, 1].tolist()}
+        return {round(value, 9) for x, _ in batches(seed=seed).iter_epoch(epoch) for value in x[:, 1].tolist()}
 
     first, second, other = draws(1), draws(2), draws(1, seed=1)
     assert len(first) == 20
@@ -62,7 +62,7 @@ def test_epochs_images_and_seeds_draw_differently():
 
 def test_each_step_finds_the_generators_seeded_by_its_place():
     def after(epoch, start=0):
-        return [torch.rand(()).item() for _ in batches().epoch(epoch, start)]
+        return [torch.rand(()).item() for _ in batches().iter_epoch(epoch, start)]
 
     assert after(1)[2:] == after(1, start=2)
     assert len(set(after(1) + after(2))) == 10
@@ -72,13 +72,14 @@ def test_evaluation_leaves_the_generators_alone():
     torch.manual_seed(7)
     expected = torch.rand(())
     torch.manual_seed(7)
-    assert len(list(ImageBatches(Numbers(), range(5), torch.tensor, 2).epoch())) == 3
+    assert len(list(ImageBatches(Numbers(), range(5), torch.tensor, 2).iter_epoch())) == 3
     assert torch.rand(()) == expected
 
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (2, 4), (0, 2)])
 def test_over_all_processes_every_image_is_evaluated_exactly_once(n, world):
-    seen = [i for rank in range(world) for b in epoch_batches(n, 4, False, part=Part(rank, world)) for i in b.tolist()]
+    shards = [ProcessShard(rank, world) for rank in range(world)]
+    seen = [i for shard in shards for b in epoch_batches(n, 4, False, shard=shard) for i in b.tolist()]
     assert sorted(seen) == list(range(n))
 
 
@@ -88,14 +89,14 @@ def test_shuffles_are_uniform_enough():
 
 
 def test_seeds_of_neighboring_places_are_unrelated():
-    seeds = {mixed_seed(*place) for place in [(0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (2**40, 0)]}
+    seeds = {mixed_seed(*key) for key in [(0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (2**40, 0)]}
     assert len(seeds) == 6
 
 
 def test_seeding_reaches_python_numpy_and_torch():
     draws = []
     for _ in range(2):
-        seed_everything(1, 2, 3)
+        seed_from_key(1, 2, 3)
         draws.append((random.random(), np.random.rand(), torch.rand(()).item()))  # noqa: NPY002
     assert draws[0] == draws[1]
 
@@ -111,5 +112,5 @@ def test_draws_for_crops_cover_their_range():
 @pytest.mark.parametrize(("n", "world"), [(0, 1), (3, 1), (8, 2), (23, 1), (23, 3), (2, 4)])
 def test_batches_are_counted_without_drawing_them(n, world, train):
     for rank in range(world):
-        part = Part(rank, world)
-        assert count_batches(n, 4 * world, train, part) == len(epoch_batches(n, 4 * world, train, part=part))
+        shard = ProcessShard(rank, world)
+        assert count_batches(n, 4 * world, train, shard) == len(epoch_batches(n, 4 * world, train, shard=shard))

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 from repmlp.data import (
-    Part,
+    ProcessShard,
     TensorBatches,
     Transformed,
     crop_and_flip,
@@ -75,7 +75,7 @@ def batches_of(tensors, batch_size=8, **arguments):
 
 def test_an_epoch_has_every_image_once_shuffled_and_full_batches_only(tensors):
     batches = batches_of(tensors, train=True)
-    first, second = ([labels.tolist() for _, labels in batches.epoch(epoch)] for epoch in (1, 2))
+    first, second = ([labels.tolist() for _, labels in batches.iter_epoch(epoch)] for epoch in (1, 2))
     assert len(batches) == len(first) == 6
     assert {len(labels) for labels in first} == {8}
     seen = [label for labels in first for label in labels]
@@ -86,15 +86,15 @@ def test_an_epoch_has_every_image_once_shuffled_and_full_batches_only(tensors):
 
 def test_without_training_images_come_in_order_and_all_of_them(tensors):
     batches = batches_of(tensors)
-    assert torch.equal(torch.cat([labels for _, labels in batches.epoch()]), torch.arange(50))
+    assert torch.equal(torch.cat([labels for _, labels in batches.iter_epoch()]), torch.arange(50))
     assert len(batches) == 7
-    x = torch.cat([x for x, _ in batches.epoch()])
+    x = torch.cat([x for x, _ in batches.iter_epoch()])
     assert torch.equal(x, normalize(tensors[0], (0.5,), (0.5,)))
 
 
 def test_from_a_later_batch_on_an_epoch_is_the_same(tensors):
     batches = batches_of(tensors, train=True, padding=2, hflip=0.5, seed=3)
-    whole, rest = list(batches.epoch(5)), list(batches.epoch(5, start=4))
+    whole, rest = list(batches.iter_epoch(5)), list(batches.iter_epoch(5, start=4))
     assert len(rest) == 2
     for (x, labels), (again, labels_again) in zip(whole[4:], rest, strict=True):
         assert torch.equal(x, again)
@@ -103,8 +103,8 @@ def test_from_a_later_batch_on_an_epoch_is_the_same(tensors):
 
 def test_processes_share_the_batches_of_one(tensors):
     arguments = {"train": True, "padding": 2, "hflip": 0.5, "seed": 1}
-    whole = list(batches_of(tensors, **arguments).epoch(1))
-    parts = [list(batches_of(tensors, part=Part(rank, 2), **arguments).epoch(1)) for rank in range(2)]
+    whole = list(batches_of(tensors, **arguments).iter_epoch(1))
+    parts = [list(batches_of(tensors, shard=ProcessShard(rank, 2), **arguments).iter_epoch(1)) for rank in range(2)]
     for (x, labels), (x0, labels0), (x1, labels1) in zip(whole, *parts, strict=True):
         assert torch.equal(x[0::2], x0)
         assert torch.equal(x[1::2], x1)
@@ -119,7 +119,7 @@ def test_every_image_is_augmented_differently_and_every_place_is_drawn(tensors):
         marked, torch.arange(64), 64, {"mean": (0.0,), "std": (1.0,)}, train=True, padding=1, hflip=0.5
     )
     for epoch in range(4):
-        for x, _ in batches.epoch(epoch):
+        for x, _ in batches.iter_epoch(epoch):
             places |= {tuple(place) for place in x[:, 0].nonzero()[:, 1:].tolist()}
     rows, columns = (1, 2, 3), (0, 1, 2, 3, 4)  # 1 +- 1, and mirrored 3 +- 1
     assert places == {(row, column) for row in rows for column in columns}
@@ -130,7 +130,7 @@ def test_erasing_is_seeded_by_the_place_too(tensors):
         return x * torch.rand(len(x), 1, 1, 1)
 
     batches = batches_of(tensors, train=True, erase=erase)
-    first, again, other = (next(batches.epoch(epoch))[0] for epoch in (1, 1, 2))
+    first, again, other = (next(batches.iter_epoch(epoch))[0] for epoch in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

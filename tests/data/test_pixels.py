@@ -94,7 +94,7 @@ def test_a_folder_in_memory_trains_in_whole_batches(folders):
     assert (train.padding, train.hflip) == (2, 0.5)
     read = batches_for(load_data(f"folder:{folders}", in_memory="no"))[2]
     assert isinstance(read, ImageBatches)
-    for (x, labels), (x_read, labels_read) in zip(test.epoch(), read.epoch(), strict=True):
+    for (x, labels), (x_read, labels_read) in zip(test.iter_epoch(), read.iter_epoch(), strict=True):
         assert torch.equal(x, x_read)
         assert torch.equal(labels, labels_read)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from repmlp.data import Part, epoch_batches
+from repmlp.data import ProcessShard, epoch_batches
 from repmlp_settings import Train
 
 SETTINGS = {
@@ -33,10 +33,10 @@ import timm, torch
 from accelerate import Accelerator
 import repmlp.data.memory as memory
 import repmlp.training.loop as loop
-from repmlp.data import ImageBatches, Part, eval_transform, load_data
+from repmlp.data import ImageBatches, ProcessShard, eval_transform, load_data
 from repmlp.layers import convert_sync_batchnorm
 from repmlp.training import Stopped, evaluate
-from repmlp.data import Part, epoch_batches
+from repmlp.data import ProcessShard, epoch_batches
 from repmlp_settings import Train
 
 def forbidden(*args, **kwargs):
@@ -48,22 +48,22 @@ if os.environ.get("RANK", "0") != "0":
         setattr(loop, writer, forbidden)
 
 accelerator = Accelerator(cpu=True)
-part = Part(accelerator.process_index, accelerator.num_processes)
+shard = ProcessShard(accelerator.process_index, accelerator.num_processes)
 torch.manual_seed(0)
 model = timm.create_model("repmlp_cifar", img_size=8, in_chans=1, channels=(4,), partition_size=4, kernel_sizes=(3,))
 config = {"input_size": (1, 8, 8), "mean": (0.3,), "std": (0.4,), "interpolation": "bilinear", "crop_pct": 1.0}
 results = []
 for images in (117, 1):
-    batches = ImageBatches(load_data("digits").test, range(images), eval_transform(config), 16, part)
-    result = evaluate(model, batches.epoch(), accelerator)
+    batches = ImageBatches(load_data("digits").test, range(images), eval_transform(config), 16, shard)
+    result = evaluate(model, batches.iter_epoch(), accelerator)
     results.append([result.correct, result.images, result.loss])
 if accelerator.is_main_process:
     print(json.dumps(results))
 norm = torch.nn.BatchNorm1d(3, affine=False)
 synchronized = convert_sync_batchnorm(copy.deepcopy(norm), 2, torch.device("cpu"))
 x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-if part.world == 2:
-    torch.testing.assert_close(synchronized(x[part.slice()]), norm(x)[part.slice()])
+if shard.world == 2:
+    torch.testing.assert_close(synchronized(x[shard.slice()]), norm(x)[shard.slice()])
     torch.testing.assert_close(synchronized.running_var, norm.running_var)
 torch.set_default_dtype(torch.float64)  # rounding of float32 grows with every step: it would hide what differs
 normalize = memory.normalize
@@ -167,7 +167,8 @@ def test_an_evaluation_over_uneven_parts_counts_every_image_once(results):
 
 def test_parts_of_a_batch_are_the_batch():
     whole = torch.stack(list(epoch_batches(50, 12, True, seed=3, epoch=2)))
-    parts = [epoch_batches(50, 12, True, 3, 2, Part(rank, 3)) for rank in range(3)]
+    shards = [ProcessShard(rank, 3) for rank in range(3)]
+    parts = [epoch_batches(50, 12, True, 3, 2, shard) for shard in shards]
     assert torch.equal(torch.cat([torch.stack(list(part)) for part in parts], 1).sort(1)[0], whole.sort(1)[0])
-    held_out = torch.cat([torch.cat(list(epoch_batches(50, 12, False, part=Part(rank, 3)))) for rank in range(3)])
+    held_out = torch.cat([torch.cat(list(epoch_batches(50, 12, False, shard=shard))) for shard in shards])
     assert torch.equal(held_out.sort()[0], torch.arange(50))

@@ -2,7 +2,7 @@
 
 from .class_names import match_labels
 from .decoding import open_image
-from .loading import Batches, ImageBatches, Part, count_batches, epoch_batches, seed_everything
+from .loading import Batches, ImageBatches, ProcessShard, count_batches, epoch_batches, seed_from_key
 from .memory import TensorBatches, crop_and_flip, fits_in_memory, load_tensor, normalize
 from .sets import FOLDER, NORMALIZATION, ImageData, load_data
 from .splits import draw_train_val, split_train_val
@@ -14,7 +14,7 @@ __all__ = [
     "Batches",
     "ImageBatches",
     "ImageData",
-    "Part",
+    "ProcessShard",
     "TensorBatches",
     "Transformed",
     "count_batches",
@@ -28,7 +28,7 @@ __all__ = [
     "match_labels",
     "normalize",
     "open_image",
-    "seed_everything",
+    "seed_from_key",
     "split_train_val",
     "train_transform",
 ]

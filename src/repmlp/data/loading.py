@@ -23,12 +23,12 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Number of batches per epoch."""
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch, starting with batch number ``start``."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ProcessShard:
     """The share of one of several processes: every ``world``-th image, starting with number ``rank``."""
 
     rank: int = 0
@@ -39,18 +39,18 @@ class Part:
 
 
 #: The share of a single process: everything.
-WHOLE = Part()
+WHOLE = ProcessShard()
 
 
-def mixed_seed(*place: int) -> int:
+def mixed_seed(*key: int) -> int:
     """A 64-bit seed from several numbers; any difference in them gives an unrelated seed."""
     # The count comes first, because SeedSequence ignores trailing zeros.
-    return int(np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0])
 
 
-def seed_everything(*place: int) -> None:
+def seed_from_key(*key: int) -> None:
     """Seed Python, NumPy and PyTorch (on the CPU, and on CUDA GPUs in use) from a position in a run."""
-    seed = mixed_seed(*place)
+    seed = mixed_seed(*key)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  timm's mixup draws from it
     torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed takes a millisecond even without CUDA
@@ -58,12 +58,12 @@ def seed_everything(*place: int) -> None:
         torch.cuda.manual_seed_all(seed % 2**63)
 
 
-def _generator(*place: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mixed_seed(*place) % 2**63)
+def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mixed_seed(*key) % 2**63)
 
 
 def epoch_batches(
-    n: int, batch_size: int, train: bool, seed: int = 0, epoch: int = 0, part: Part = WHOLE
+    n: int, batch_size: int, train: bool, seed: int = 0, epoch: int = 0, shard: ProcessShard = WHOLE
 ) -> Sequence[Tensor]:
     """The indices, in 0 .. n-1, of the images in each batch of an epoch, for this process.
 
@@ -75,24 +75,24 @@ def epoch_batches(
         batch_size: over all processes.
     """
     if not train:
-        return torch.arange(n)[part.slice()].split(max(1, batch_size // part.world)) if n > part.rank else ()
+        return torch.arange(n)[shard.slice()].split(max(1, batch_size // shard.world)) if n > shard.rank else ()
     order = torch.randperm(n, generator=_generator(seed, epoch))
-    batches = order[: n // batch_size * batch_size].view(-1, batch_size)[:, part.slice()]  # (batches, B / world)
+    batches = order[: n // batch_size * batch_size].view(-1, batch_size)[:, shard.slice()]  # (batches, B / world)
     return batches.unbind()
 
 
-def count_batches(n: int, batch_size: int, train: bool, part: Part = WHOLE) -> int:
+def count_batches(n: int, batch_size: int, train: bool, shard: ProcessShard = WHOLE) -> int:
     """The number of batches that :func:`epoch_batches` gives, without shuffling."""
     if train:
         return n // batch_size
-    return -(-len(range(n)[part.slice()]) // max(1, batch_size // part.world))
+    return -(-len(range(n)[shard.slice()]) // max(1, batch_size // shard.world))
 
 
 def augmentation_draws(
-    batch_size: int, padding: int, hflip: float, place: tuple[int, ...]
+    batch_size: int, padding: int, hflip: float, key: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random crops and flips of a batch, over all processes: top, left, flip (B)."""
-    generator = _generator(*place)
+    generator = _generator(*key)
     top, left = torch.randint(0, 2 * padding + 1, (2, batch_size), generator=generator)
     return top, left, torch.rand(batch_size, generator=generator) < hflip
 
@@ -105,7 +105,7 @@ class ImageBatches:
         indices: of the images to use.
         transform: PIL image -> (C, H, W).
         batch_size: over all processes.
-        part, train, seed: as for :class:`repmlp.data.TensorBatches`.
+        shard, train, seed: as for :class:`repmlp.data.TensorBatches`.
         workers: processes that load images; with 0, this process loads them.
     """
 
@@ -115,14 +115,14 @@ class ImageBatches:
         indices: Sequence[int],
         transform: Callable[[Image.Image], Tensor],
         batch_size: int,
-        part: Part = WHOLE,
+        shard: ProcessShard = WHOLE,
         train: bool = False,
         seed: int = 0,
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.part, self.train, self.seed = part, train, seed
-        self.sampler = _Places(len(indices), batch_size, part, train, seed)
+        self.shard, self.train, self.seed = shard, train, seed
+        self.sampler = _Positions(len(indices), batch_size, shard, train, seed)
         self.loader = DataLoader(
             _Seeded(data, indices, transform, seed if train else None),
             batch_sampler=self.sampler,
@@ -135,29 +135,29 @@ class ImageBatches:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) and labels (B), starting with batch number ``start``."""
         self.sampler.epoch, self.sampler.start = epoch, start
         for number, (x, labels) in enumerate(self.loader, start):
             if self.train:
-                seed_everything(self.seed, epoch, number, self.part.rank)
+                seed_from_key(self.seed, epoch, number, self.shard.rank)
             yield x, labels
 
 
-class _Places(Sampler[list[tuple[int, int]]]):
+class _Positions(Sampler[list[tuple[int, int]]]):
     """(epoch, position) of the images in each batch."""
 
-    def __init__(self, n: int, batch_size: int, part: Part, train: bool, seed: int) -> None:
-        self.n, self.batch_size, self.part, self.train, self.seed = n, batch_size, part, train, seed
+    def __init__(self, n: int, batch_size: int, shard: ProcessShard, train: bool, seed: int) -> None:
+        self.n, self.batch_size, self.shard, self.train, self.seed = n, batch_size, shard, train, seed
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return count_batches(self.n, self.batch_size, self.train, self.part)
+        return count_batches(self.n, self.batch_size, self.train, self.shard)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = epoch_batches(self.n, self.batch_size, self.train, self.seed, self.epoch, self.part)
-        for places in batches[self.start :]:
-            yield [(self.epoch, place) for place in places.tolist()]
+        batches = epoch_batches(self.n, self.batch_size, self.train, self.seed, self.epoch, self.shard)
+        for positions in batches[self.start :]:
+            yield [(self.epoch, position) for position in positions.tolist()]
 
 
 class _Seeded(Dataset):
@@ -167,8 +167,8 @@ class _Seeded(Dataset):
         self.data, self.indices, self.transform, self.seed = data, indices, transform, seed
 
     def __getitem__(self, where: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, place = where
-        image, label = self.data[self.indices[place]]
+        epoch, position = where
+        image, label = self.data[self.indices[position]]
         if self.seed is not None:
-            seed_everything(self.seed, epoch, place)
+            seed_from_key(self.seed, epoch, position)
         return self.transform(image), label

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .images import PixelImages
-from .loading import WHOLE, Part, augmentation_draws, count_batches, epoch_batches, seed_everything
+from .loading import WHOLE, ProcessShard, augmentation_draws, count_batches, epoch_batches, seed_from_key
 from .pixels import MEMORY_LIMIT
 from .transforms import eval_transform
 
@@ -52,7 +52,7 @@ class TensorBatches:
         labels: (n).
         batch_size: over all processes.
         data_config: timm's, with mean and std.
-        part: the share of each batch for this process.
+        shard: the share of each batch for this process.
         train: shuffle each epoch, and drop an incomplete last batch.
         seed: of order and augmentation.
         padding, hflip: pixels of padding before the random crop, and probability of a flip; only with ``train``.
@@ -65,32 +65,32 @@ class TensorBatches:
         labels: Tensor,
         batch_size: int,
         data_config: dict[str, Any],
-        part: Part = WHOLE,
+        shard: ProcessShard = WHOLE,
         train: bool = False,
         seed: int = 0,
         padding: int = 0,
         hflip: float = 0.0,
         erase: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.images, self.labels, self.batch_size, self.part = images, labels, batch_size, part
+        self.images, self.labels, self.batch_size, self.shard = images, labels, batch_size, shard
         self.mean, self.std = data_config["mean"], data_config["std"]
         self.train, self.seed, self.padding, self.hflip, self.erase = train, seed, padding, hflip, erase
 
     def __len__(self) -> int:
-        return count_batches(len(self.labels), self.batch_size, self.train, self.part)
+        return count_batches(len(self.labels), self.batch_size, self.train, self.shard)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalized images (B, C, H, W) and labels (B), starting with batch number ``start``."""
-        batches = epoch_batches(len(self.labels), self.batch_size, self.train, self.seed, epoch, self.part)
-        for number, places in enumerate(batches[start:], start):
-            x, labels = self.images[places], self.labels[places]
+        batches = epoch_batches(len(self.labels), self.batch_size, self.train, self.seed, epoch, self.shard)
+        for number, indices in enumerate(batches[start:], start):
+            x, labels = self.images[indices], self.labels[indices]
             if self.train and (self.padding or self.hflip):
                 draws = augmentation_draws(self.batch_size, self.padding, self.hflip, (self.seed, epoch, number))
-                top, left, flip = (draw[self.part.slice()].to(x.device) for draw in draws)
+                top, left, flip = (draw[self.shard.slice()].to(x.device) for draw in draws)
                 x = crop_and_flip(x, top, left, flip, self.padding)
             x = normalize(x, self.mean, self.std)
             if self.train:
-                seed_everything(self.seed, epoch, number, self.part.rank)
+                seed_from_key(self.seed, epoch, number, self.shard.rank)
                 if self.erase is not None:
                     x = self.erase(x)
             yield x, labels

@@ -16,7 +16,7 @@ from ..data import (
     Batches,
     ImageBatches,
     ImageData,
-    Part,
+    ProcessShard,
     TensorBatches,
     Transformed,
     eval_transform,
@@ -116,7 +116,7 @@ def build_batches(
     Raises:
         ValueError: for a batch size that cannot be divided as it has to be.
     """
-    part = Part(accelerator.process_index, accelerator.num_processes)
+    shard = ProcessShard(accelerator.process_index, accelerator.num_processes)
     to_train, validation = data.train_and_val(
         settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
     )
@@ -126,19 +126,19 @@ def build_batches(
             f"{'validate on' if len(to_train) else 'train on'}: use another, or 0 for no validation"
         )
     batch_size = min(settings.batch_size, len(to_train))
-    parts = part.world * settings.accumulation
+    parts = shard.world * settings.accumulation
     if batch_size % parts:
         raise ValueError(
-            f"a batch of {batch_size} images cannot be divided by {part.world} processes times {settings.accumulation} "
-            f"micro-batches: use a batch_size that is a multiple of {parts}, and no larger than the {len(to_train)} "
-            f"images to train on"
+            f"a batch of {batch_size} images cannot be divided by {shard.world} processes times "
+            f"{settings.accumulation} micro-batches: use a batch_size that is a multiple of {parts}, no larger than "
+            f"the {len(to_train)} images to train on"
         )
     if (settings.mixup or settings.cutmix) and batch_size // parts % 2:
         raise ValueError(
             f"mixup and cutmix mix pairs of images, and a process computes {batch_size // parts} at a time: "
             f"use a batch_size that is a multiple of {2 * parts}"
         )
-    images = sum(len(part) for part in (data.train, data.val, data.test) if part)
+    images = sum(len(split) for split in (data.train, data.val, data.test) if split)
     fits = settings.in_memory == "yes" or fits_in_memory(images, data_config)
     as_tensor = data.image_size is not None and settings.in_memory != "no" and fits
     if as_tensor and settings.augment != "resized-crop" and not settings.auto_augment:
@@ -152,7 +152,7 @@ def build_batches(
                 labels.to(accelerator.device),
                 batch_size=batch_size // settings.accumulation,
                 data_config=data_config,
-                part=part,
+                shard=shard,
                 train=train,
                 seed=settings.seed,
                 padding=settings.crop_padding if crop else 0,
@@ -178,7 +178,7 @@ def build_batches(
             indices,
             augmented if train else eval_transform(data_config),
             batch_size // settings.accumulation,
-            part,
+            shard,
             train,
             settings.seed,
             settings.workers,

@@ -160,7 +160,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
 
     accelerator.wait_for_everyone()
     best_model = load_model(folder / "model").to(accelerator.device)
-    run = Run(folder, progress.kept, evaluate(best_model, data.test.epoch(), accelerator))
+    run = Run(folder, progress.kept, evaluate(best_model, data.test.iter_epoch(), accelerator))
     if accelerator.is_main_process:
         values = {"epoch": run.epoch, **asdict(run.test), "accuracy": run.test.accuracy}
         (folder / "test.json").write_text(json.dumps(values))
@@ -182,7 +182,7 @@ def _train_epoch(
 ) -> None:
     """The steps of an epoch, from the batch on that ``progress`` has reached."""
     accelerator, before = components.accelerator, (progress.epoch - 1) * data.steps
-    micro_batches = data.train.epoch(progress.epoch, progress.batch)
+    micro_batches = data.train.iter_epoch(progress.epoch, progress.batch)
     for step in range(before + progress.batch // settings.accumulation + 1, before + data.steps + 1):
         progress.totals += train_step(components, islice(micro_batches, settings.accumulation), step)
         progress.batch += settings.accumulation
@@ -215,7 +215,7 @@ def _finish_epoch(
         for network in dict.fromkeys((components.model, components.evaluated)):  # in one order in all processes
             distribute_bn(network, accelerator.num_processes, reduce=True)
     trained = progress.totals.over_processes(accelerator).mean()
-    val = evaluate(components.evaluated, data.val.epoch(), accelerator) if data.val else None
+    val = evaluate(components.evaluated, data.val.iter_epoch(), accelerator) if data.val else None
     row = Epoch(
         epoch=progress.epoch,
         lr=max(group["lr"] for group in components.optimizer.param_groups),  # before layer_decay
