@@ -15,6 +15,7 @@ from repmlp.files import (
     MAX_NAME,
     atomic_file,
     atomic_folder,
+    atomic_write,
     claim,
     ensure_can_write,
     ensure_folder,
@@ -51,6 +52,15 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path):
         put(new.with_suffix(".bin"), "more")
         assert tree(path.parent)["a.xml"] == "old"
     assert tree(tmp_path) == {"new folder/a.xml": "new", "new folder/a.bin": "more"}
+
+
+def test_a_text_is_written_whole_and_in_utf8(tmp_path):
+    path = put(tmp_path / "a.json")
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write(path, "half of it \ud800")
+    assert tree(tmp_path) == {"a.json": "old"}
+    atomic_write(path, "π")
+    assert path.read_bytes() == b"\xcf\x80"
 
 
 def test_a_folder_is_replaced_when_the_block_ends(tmp_path):

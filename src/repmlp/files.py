@@ -45,6 +45,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _flush([path.parent])
 
 
+def atomic_write(path: str | Path, text: str) -> None:
+    """Replace a text file, in UTF-8, as :func:`atomic_file` does."""
+    with atomic_file(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def atomic_folder(folder: str | Path, ours: Iterable[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder to write into. When the block ends, it replaces ``folder``.

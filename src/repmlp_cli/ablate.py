@@ -25,7 +25,7 @@ from repmlp.training import Stopped
 from repmlp_settings import Ablate, Train
 
 from .console import say, table, training_progress
-from .train import keep_freed_memory
+from .train import keep_freed_memory, resumable
 
 
 def run(settings: Ablate) -> int:
@@ -117,7 +117,8 @@ def train_all(jobs: list[Job]) -> list[Job]:
             say((str(error), "bold red"))
             continue
         except Stopped as stop:
-            raise Stopped(f"{stop}\nor with this command again, which then also trains the remaining runs") from stop
+            again = "or run this command again, which then also trains the remaining runs"
+            raise Stopped(f"{resumable(stop, job.folder)}\n{again}") from stop
         if done:
             plot_curves(job.folder / "metrics.csv", job.folder / "curves.png")
     return failed

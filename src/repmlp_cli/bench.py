@@ -5,6 +5,7 @@ from pathlib import Path
 
 from repmlp.deploy.benchmarking import bench
 from repmlp.deploy.environment import machine
+from repmlp.files import atomic_write
 from repmlp.plot.throughput import plot_throughput
 from repmlp_settings import Bench
 
@@ -45,9 +46,8 @@ def run(settings: Bench) -> int:
     header = ["model", "engine", "precision", "batch", "ms", "range", "images/s", "speed"]
     header += [*(["peak MiB"] if settings.memory else []), "M MACs"]
     table(f"{about['cpu']}, {about['threads']} threads, median of {settings.rounds} interleaved rounds", header, rows)
-    output.mkdir(parents=True, exist_ok=True)
     results = {"about": about, "results": [m.to_dict() for m in measurements]}
-    (output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    atomic_write(output / "bench.json", json.dumps(results, indent=1) + "\n")
     plot_throughput(measurements, output / "bench.png")
     say(f"wrote {output}/bench.json and bench.png")
     return 0

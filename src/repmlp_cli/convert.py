@@ -33,7 +33,9 @@ def run(settings: Convert) -> int:
     model = load_model(settings.model)
     if settings.to == "official-training":
         if is_reparameterized(model):
-            raise ValueError(f"{settings.model} is in deploy form, and that has no way back: pass --to official")
+            raise ValueError(
+                f"{settings.model} is in deploy form and cannot be converted back to training form: pass --to official"
+            )
         return write_official(model, output)
     if is_reparameterized(model) and settings.to == "official":
         return write_official(model, output)

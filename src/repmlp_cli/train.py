@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from pathlib import Path
 
 from accelerate import PartialState
 
@@ -11,6 +12,7 @@ from repmlp.training import train as run_training
 from repmlp_settings import Train
 
 from .console import say, training_progress
+from .text import with_flags
 
 
 def run(settings: Train) -> int:
@@ -26,9 +28,9 @@ def train(settings: Train) -> Run:
     try:
         with training_progress(own.epochs) as progress:
             done = run_training(settings, progress.on_step, progress.on_epoch, progress.on_check, progress.on_message)
-    except Stopped:
+    except Stopped as stop:
         PartialState().destroy_process_group()  # its threads must not outlive the interpreter
-        raise
+        raise resumable(stop, settings.output) from stop
     if PartialState().is_main_process:
         plot_curves(done.folder / "metrics.csv", done.folder / "curves.png")
     PartialState().destroy_process_group()
@@ -39,6 +41,11 @@ def train(settings: Train) -> Run:
         f" (loss {test.loss:.4f})",
     )
     return done
+
+
+def resumable(stop: Stopped, folder: str | Path) -> Stopped:
+    """The same exception with the command that resumes the run in ``folder``."""
+    return Stopped(f"{with_flags(str(stop), Train)}: repmlp train --resume {folder}")
 
 
 def keep_freed_memory() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
 from repmlp.data import load_data
-from repmlp.files import atomic_file
+from repmlp.files import atomic_write
 from repmlp.training import build_test_loader
 from repmlp_settings import Verify
 
@@ -35,8 +35,7 @@ def run(settings: Verify) -> int:
     report = verify(a, b, inputs, settings.tolerance)
     print_report(report)
     if settings.json:
-        with atomic_file(settings.json) as file:
-            file.write_text(json.dumps(report.to_dict(), indent=2))
+        atomic_write(settings.json, json.dumps(report.to_dict(), indent=2))
         say(f"wrote {settings.json}")
     return 0 if report else 1
 

@@ -21,7 +21,7 @@ class Convert:
         output: Model folder to write, by default deploy/ next to the model; for `--to official` a .pth file.
         to: timm (a model folder), official (the authors' names, deploy form) or official-training (not converted).
         fold: Also fold each batch norm into the conv or linear layer before it, if that can absorb it.
-        tolerance: Largest relative error between the forms; the default depends on the weights' dtype.
+        tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
         overwrite: Replace an existing folder.
     """
 

@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(TrainingProgress, "on_epoch", lambda self, row: os.kill(os.getpid(), signal.SIGINT))
     assert main(["train", str(tmp_path / "r"), "--epochs=2", "--val-fraction=0", *TINY]) == 130
-    assert f"resume with: repmlp train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+    assert f"train again with --resume: repmlp train --resume {tmp_path / 'r'}\n" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["train", "--resume", str(tmp_path / "r")]) == 0
     assert "last epoch, 2" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from ..checkpoint import load_model
 from ..conversion import reparameterize
 from ..data import load_data
 from ..deploy.environment import machine
-from ..files import atomic_file, claim, is_claimed
+from ..files import atomic_write, claim, is_claimed
 from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_settings, train
 from .rows import ROWS, Row, check_recipe
 
@@ -134,8 +134,7 @@ class Job:
         totals, _ = classify([on_device(network) for network in forms.values()], images)
         correct = {form: own.correct for form, own in zip(forms, totals, strict=True)}
         values = {"images": totals[0].images, "correct": correct, "machine": machine_with(device)}
-        with atomic_file(self.converted) as path:
-            path.write_text(json.dumps(values))
+        atomic_write(self.converted, json.dumps(values))
 
 
 def device_of(settings: Train) -> torch.device:

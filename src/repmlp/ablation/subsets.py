@@ -8,7 +8,7 @@ from typing import Any
 
 from repmlp_settings import Train
 
-from ..files import atomic_file
+from ..files import atomic_write
 from .results import Line, Spread
 from .summary import Summary, markdown_table, spread_text
 
@@ -89,9 +89,8 @@ class ImagesStudy:
                 "",
             ]
         )
-        for name, content in (("images.md", text), ("images.json", json.dumps(self.to_dict(), indent=1) + "\n")):
-            with atomic_file(folder / name) as path:
-                path.write_text(content)
+        atomic_write(folder / "images.md", text)
+        atomic_write(folder / "images.json", json.dumps(self.to_dict(), indent=1) + "\n")
 
 
 def _spread_dict(spread: Spread | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from repmlp_settings import Train
 
-from ..files import atomic_file, claim
+from ..files import atomic_write, claim
 from .jobs import NOT_COMPARED, Job, device_of, machine_with, with_found
 from .results import Line, Result, Spread, measure, to_lines
 from .rows import ROWS
@@ -140,12 +140,8 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write ablation.md and ablation.json, replacing existing ones."""
-        for name, text in (
-            ("ablation.json", json.dumps(self.to_dict(), indent=1) + "\n"),
-            ("ablation.md", self.to_markdown()),
-        ):
-            with atomic_file(folder / name) as path:
-                path.write_text(text)
+        atomic_write(folder / "ablation.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        atomic_write(folder / "ablation.md", self.to_markdown())
 
 
 def summarize(jobs: Sequence[Job], recipe: Train, output: Path, rounds: int = ROUNDS, warmup: int = WARMUP) -> Summary:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_file
+from ..files import atomic_write
 
 #: Goes up when an entry comes to mean something else, so that files of older versions are computed again.
 FORMAT = 1
@@ -29,8 +29,8 @@ def get_or_compute(file: Path | None, contents: dict[str, Any], compute: Callabl
     for key in stale:
         entries[key] = {"content": contents[key], "value": compute(key)}
     if file and stale:
-        with suppress(OSError), atomic_file(file) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, "entries": entries}), encoding="utf-8")
+        with suppress(OSError):
+            atomic_write(file, json.dumps({"format": FORMAT, "entries": entries}))
     return {key: entries[key]["value"] for key in contents}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``correct`` of ``images`` top-1 predictions are right; ``loss`` is the mean cross-entropy."""
+    """How many of ``images`` are classified correctly, and the mean cross-entropy ``loss``."""
 
     correct: int
     images: int
@@ -30,7 +30,7 @@ class Totals:
     Attributes:
         images: how many.
         loss: sum of their losses.
-        correct: top-1 predictions that are right.
+        correct: how many have the right top-1 prediction.
     """
 
     images: int = 0

@@ -19,7 +19,7 @@ from timm.utils import distribute_bn
 from repmlp_settings import Train
 
 from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
-from ..files import atomic_folder, claim, ensure_can_write, rmtree_if_exists
+from ..files import atomic_folder, atomic_write, claim, ensure_can_write, rmtree_if_exists
 from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .batches import OnCheck, RunData, build_run_data, load_run_data
 from .checks import check_classes, check_settings
@@ -34,7 +34,7 @@ from .weights import match_weights, set_frozen_eval
 
 OnStep = Callable[[Step], None]
 OnEpoch = Callable[[Epoch], None]
-#: What this package writes into a run folder; one that holds anything else is not overwritten.
+#: Files that this package writes into a run folder; a folder with any other file is not overwritten.
 RUN_FILES = (
     *("config.yaml", "metrics.csv", "curves.png", "test.json", "state/", "state/state.pt"),  # training
     *(f"{folder}/{name}" for folder in ("model", "deploy") for name in MODEL_FILES),
@@ -44,7 +44,7 @@ RUN_FILES = (
     *(f"{name}.{suffix}" for name in ("deploy", "int8") for suffix in ("onnx", "xml", "bin", "pt2", "torchscript")),
     *("deploy.aoti.pt2", "*.check.npz", "*.check.py"),
 )
-#: Steps between looks at the stop flags of other processes, for which a GPU has to wait.
+#: Steps between checks of the other processes' stop flags; each check makes a GPU wait.
 STOP_EVERY = 10
 
 
@@ -58,31 +58,31 @@ def train(
     """Train a network as ``settings`` say, and keep its best weights.
 
     The run folder gets config.yaml (all settings) at the start, a row of metrics.csv and the best model so far in
-    model/ with every epoch, and test.json at the end. Best is the highest accuracy on the images held out from
-    training; the test images are evaluated once, after training. While it runs, state/ holds all that it takes to
-    resume bit for bit, which ``resume`` does.
+    model/ after each epoch, and test.json at the end. Best is the highest accuracy on the images held out from
+    training; the test images are evaluated once, after training. Until then, state/ holds everything needed to resume
+    bit for bit with ``resume=True``.
 
     With ``qat`` the last epochs are quantization-aware training, as the authors advise: the merged FC3 is rounded as
-    int8 will round it (:func:`repmlp.layers.add_fake_quant_hooks`) and batch norms are frozen, so that what is trained
-    is what will be deployed. In these epochs the held-out images see the rounded network, and the best of these epochs
-    is kept. The weights that are written, and tested, are not rounded.
+    int8 will round it (:func:`repmlp.layers.add_fake_quant_hooks`) and batch norms are frozen, as in the deployed
+    network. In these epochs the rounded network classifies the held-out images, and the best of these epochs is kept.
+    The weights that are written, and tested, are not rounded.
 
-    Under torchrun each process takes its shard of each batch; the first one writes and reports.
+    Under torchrun each process takes its shard of each batch; only rank 0 writes and reports.
 
     Args:
-        settings: what to train on what, and how.
-        on_step, on_epoch: called with the progress.
-        on_check: called while images are checked or decoded: done so far, and all.
+        settings: the network, the data set, and how to train.
+        on_step, on_epoch: called after each step and epoch with its results.
+        on_check: called while images are checked or decoded, with how many are done and how many there are.
         on_message: called with lines of text for the user, for example which weights were loaded.
 
     Raises:
         ValueError: for an unknown network or data set, settings that do not fit together, or a run that cannot be
             resumed: it is finished, damaged, or its data has changed.
-        FileExistsError: if the run folder exists already and ``overwrite`` is off, or holds files that are not ours.
-        BlockingIOError: if another process trains in this folder.
+        FileExistsError: if the run folder exists and ``overwrite`` is False, or it holds other files too.
+        BlockingIOError: if another process is training in this folder.
         FloatingPointError: if the loss or a weight is no longer finite.
         OSError: if the disk is full, or the folder cannot be written to.
-        Stopped: after Ctrl-C or SIGTERM, once the state is written.
+        Stopped: after Ctrl-C or SIGTERM, once the state has been written.
     """
     first = os.environ.get("RANK", "0") == "0"
     if not first:
@@ -122,7 +122,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
         settings, accelerator, model, len(images.class_names), settings.epochs * data.steps, state
     )
     if settings.qat:
-        find_repmlp_blocks(components.model)  # an error now, not in the last epochs
+        find_repmlp_blocks(components.model)  # raises now rather than in the last epochs
 
     if accelerator.is_main_process:
         if not resumed:
@@ -150,7 +150,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
                     for network in {components.model, components.evaluated}:
                         add_fake_quant_hooks(network)
                 if epoch == first_qat_epoch:
-                    progress.best = -math.inf  # what was best before was not trained for int8
+                    progress.best = -math.inf  # earlier epochs were not trained for int8
                 set_bn_eval(components.model)
             set_frozen_eval(components.model)
             started = time.perf_counter() - progress.seconds
@@ -163,7 +163,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
     run = Run(folder, progress.kept, evaluate(best_model, data.test.iter_epoch(), accelerator))
     if accelerator.is_main_process:
         values = {"epoch": run.epoch, **asdict(run.test), "accuracy": run.test.accuracy}
-        (folder / "test.json").write_text(json.dumps(values))
+        atomic_write(folder / "test.json", json.dumps(values))
         rmtree_if_exists((folder / STATE).parent)
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -180,7 +180,7 @@ def _train_epoch(
     write: Callable[[Progress], None],
     on_step: OnStep,
 ) -> None:
-    """The steps of an epoch, from the batch on that ``progress`` has reached."""
+    """The steps of an epoch, starting where ``progress`` is."""
     accelerator, before = components.accelerator, (progress.epoch - 1) * data.steps
     micro_batches = data.train.iter_epoch(progress.epoch, progress.batch)
     for step in range(before + progress.batch // settings.accumulation + 1, before + data.steps + 1):
@@ -196,7 +196,7 @@ def _train_epoch(
             accelerator.wait_for_everyone()  # until the first process has written the state
             raise Stopped(
                 f"stopped in epoch {progress.epoch}, step {step} of {components.steps}; "
-                f"resume with: repmlp train --resume {settings.output}"
+                f"to finish the run, train again with resume=True"
             )
 
 
@@ -208,7 +208,7 @@ def _finish_epoch(
     started: float,
     on_epoch: OnEpoch,
 ) -> Progress:
-    """Evaluate, keep the network if it is the best so far, and write the row; returns the progress to go on from."""
+    """Evaluate, keep the network if it is the best so far and write the row; returns the progress of the next epoch."""
     accelerator = components.accelerator
     _check_finite(folder, components, progress)
     if accelerator.num_processes > 1:
@@ -226,7 +226,7 @@ def _finish_epoch(
         seconds=time.perf_counter() - started,
     )
     best, kept = progress.best, progress.kept
-    better = val is None or val.accuracy >= best  # with equal accuracy the later epoch: it has been trained for longer
+    better = val is None or val.accuracy >= best  # of two equal ones the later, which was trained for longer
     if better:
         best, kept = val.accuracy if val else best, row.epoch
     if accelerator.is_main_process:
@@ -239,7 +239,7 @@ def _finish_epoch(
 
 
 def _check_finite(folder: Path, components: TrainComponents, progress: Progress) -> None:
-    """Stop all processes if the loss of one, or a weight, is not finite: such a state must not be written."""
+    """Stop all processes if the loss of one, or a weight, is not finite, before such a state is written."""
     loss = float(progress.totals.loss)
     weights = all(bool(torch.isfinite(parameter).all()) for parameter in components.model.parameters())
     (bad,) = sum_over_processes(components.accelerator, not (math.isfinite(loss) and weights))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import atomic_write
 from .evaluation import Evaluation, Totals
 
 
@@ -105,7 +106,7 @@ def append_row(path: Path, row: Epoch) -> None:
 
 
 def keep_rows(path: Path, epochs: int) -> None:
-    """Cut metrics.csv to its first ``epochs`` rows: later ones will be written again."""
+    """Cut metrics.csv to its first ``epochs`` rows; training will write the later ones again."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: epochs + 1]))
+        atomic_write(path, "".join(lines[: epochs + 1]))

@@ -20,7 +20,7 @@ ENTRIES = ("progress", "model", "optimizer")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to stop; its state is written."""
+    """A signal stopped the run, after its state was written: ``resume=True`` resumes it."""
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
