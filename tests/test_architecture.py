@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src"
 ROOMS = (
     "extras",
     "files",
+    "messages",
     "functional",
     "layers",
     "locality",

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from timm.data.transforms import str_to_interp_mode
 from timm.models import get_model_input_config
 
+from .messages import shown
+
 FORMAT = 1  # goes up when an older version of this package would misread the file
 #: Arguments of timm.create_model that name files to load or do not describe the network.
 NOT_MODEL_ARGS = {
@@ -95,7 +97,7 @@ def read_config(file: Path) -> dict[str, Any]:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise ValueError(f"{file} does not describe a timm model: {reason}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} does not describe a timm model: it holds {_show(config)} instead of an object")
+        raise ValueError(f"{file} does not describe a timm model: it holds {shown(config)} instead of an object")
     if config.get("architecture") is None:
         raise ValueError(f"{file} does not describe a timm model: it has no architecture")
     _check(file, config, CONFIG_KEYS)
@@ -149,7 +151,7 @@ def label_names_of(model: Any) -> list[str] | None:
 def check_label_names(names: Sequence[str], num_classes: int) -> None:
     """Raise a ValueError unless there is one name, a string, for each class."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"label_names must be a sequence of strings, but is {_show(names)}")
+        raise ValueError(f"label_names must be a sequence of strings, but is {shown(names)}")
     if len(names) != num_classes:
         raise ValueError(f"label_names has {len(names)} names for {num_classes} classes: give one for each")
 
@@ -157,13 +159,8 @@ def check_label_names(names: Sequence[str], num_classes: int) -> None:
 def _check(file: Path, values: Mapping[str, Any], keys: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
     for key, (will_do, wanted) in keys.items():
         if values.get(key) is not None and not will_do(values[key]):
-            raise ValueError(f"{file}: {key} is {_show(values[key])}, but must be {wanted}")
+            raise ValueError(f"{file}: {key} is {shown(values[key])}, but must be {wanted}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
-
-
-def _show(value: Any, most: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from ..messages import shorten
 from .sets import ImageData
-from .splits import shorten
 
 
 def match_labels(

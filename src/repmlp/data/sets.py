@@ -12,6 +12,7 @@ import torch
 from timm.data import create_dataset
 
 from ..extras import import_optional
+from ..messages import shorten
 from .cache import get_or_compute
 from .folders import FileImages, open_folder
 from .hub import open_hub
@@ -27,7 +28,7 @@ from .images import (
 )
 from .pixels import load_pixels
 from .shards import open_shards
-from .splits import Splits, draw_train_val, shorten, split_train_val
+from .splits import Splits, draw_train_val, split_train_val
 
 #: Per-channel mean and standard deviation of the training images, in [0, 1]: published values for torchvision's data
 #: sets, and those of the digits as this module reads them.

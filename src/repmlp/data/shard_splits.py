@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from .splits import TEST_SPLIT_NAMES, VAL_SPLIT_NAMES, choose_splits, shorten
+from ..messages import shorten
+from .splits import TEST_SPLIT_NAMES, VAL_SPLIT_NAMES, choose_splits
 
 #: Next to the shards, if their maker wrote it: what they are, in timm's terms; and the class names, one per line.
 INFO = ("_info.json", "info.json", "_info.yaml", "info.yaml")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..messages import shorten
 from .cache import get_or_compute
 from .decoding import EXTENSIONS, MAX_FILE_SIZE
 from .images import EncodedImages
@@ -144,7 +145,7 @@ def _check_pairs(path: Path, images: dict[str, Any], labels: dict[str, int], lab
     image_file = f"KEY with {', '.join(EXTENSIONS)}"
     for keys, others, what in ((list(images), set(labels), label_file), (list(labels), set(images), image_file)):
         if lone := [key for key in keys if key not in others]:
-            raise ValueError(f"{path} lacks {what} for {len(lone)} keys: {', '.join(lone[:5])}")
+            raise ValueError(f"{path} lacks {what} for {len(lone)} keys: {shorten(lone)}")
 
 
 def _split_name(member: str) -> tuple[str, str]:

@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from ..messages import shorten
 from .images import EncodedImages
 
 #: Names of the validation split, and of the test split, in the order of preference: of folders, in the names of
@@ -116,8 +116,3 @@ def draw_train_val(images: int, fraction: float, seed: int) -> tuple[list[int], 
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = round(images * fraction)
     return sorted(order[held_out:]), sorted(order[:held_out])
-
-
-def shorten(names: Sequence[Any], most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -83,13 +83,11 @@ def export(
     """
     file = Path(file)
     engine, opset = check_target(file, format, opset, overwrite)
-    model = unwrap_model(model)
-    if needs_reparameterize(model):
-        raise ValueError(
-            f"this {type(model).__name__} is in training form: its file would run every conv and batch norm that the "
-            f"deploy form has merged into FCs, only to give the same outputs; convert it first, with "
-            f"repmlp.reparameterize(model)"
-        )
+    model = in_deploy_form(
+        model,
+        "its file would run every conv and batch norm that the deploy form has merged into FCs, only to give the same "
+        "outputs",
+    )
     metadata = export_metadata(model)
     reference, model = model, float32_copy(model)
     with claim(file), atomic_file(file) as partial:
@@ -108,6 +106,17 @@ def export(
         size = sum(part.stat().st_size for part in engine.parts(partial))
         write_check_files(partial, engine, reference, exported)
     return Exported(file, engine.name, size, opset, errors, metadata)
+
+
+def in_deploy_form(model: nn.Module, why: str) -> nn.Module:
+    """The model without wrappers; raise ValueError if it is in training form, with the reason ``why`` not."""
+    model = unwrap_model(model)
+    if needs_reparameterize(model):
+        raise ValueError(
+            f"this {type(model).__name__} is in training form: {why}; "
+            f"convert it first, with repmlp.reparameterize(model)"
+        )
+    return model
 
 
 def float32_copy(model: nn.Module) -> nn.Module:

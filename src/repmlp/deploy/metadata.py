@@ -9,6 +9,7 @@ from timm.data import resolve_data_config
 from timm.models import FeatureDictNet, FeatureHookNet, get_model_input_config
 from timm.models._features import FeatureGetterNet  # not public, unlike the others
 
+from ..messages import shown
 from ..model_config import label_names_of
 from .engines import INPUT, OUTPUT
 
@@ -54,12 +55,12 @@ def parse_metadata(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its metadata is not JSON ({error})") from error
     if not isinstance(metadata, dict):
-        raise ValueError(f"its metadata is not an object but {_shown(metadata)}")
+        raise ValueError(f"its metadata is not an object but {shown(metadata)}")
     for key, (is_valid, wanted) in _KEYS.items():
         if key not in metadata:
             raise ValueError(f"its metadata lacks {key}")
         if not is_valid(metadata[key]):
-            raise ValueError(f"{key} in its metadata is {_shown(metadata[key])}: it must be {wanted}")
+            raise ValueError(f"{key} in its metadata is {shown(metadata[key])}: it must be {wanted}")
     for key in ("mean", "std"):
         if len(metadata[key]) != metadata["input_size"][0]:
             raise ValueError(
@@ -97,8 +98,3 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "crop_pct": (lambda v: _number(v) and v > 0, "a positive number"),
     "crop_mode": (lambda v: isinstance(v, str), "a name"),
 }
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

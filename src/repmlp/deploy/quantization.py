@@ -20,14 +20,13 @@ from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ..conversion import needs_reparameterize, unwrap_model
 from ..data import ImageData, Transformed, eval_transform
 from ..files import atomic_file, claim
 from ..layers import GroupedLinear
 from ..training.evaluation import classify
 from .check_files import write_check_files
 from .engines import QUANTIZERS, Engine, find_engine
-from .exporting import OnProgress, ensure_can_export, float32_copy
+from .exporting import OnProgress, ensure_can_export, float32_copy, in_deploy_form
 from .metadata import export_metadata
 from .runtime import load_exported
 
@@ -109,12 +108,7 @@ def quantize(
     """
     file = Path(file)
     writer, method = check_target(file, engine, method, overwrite)
-    model = unwrap_model(model)
-    if needs_reparameterize(model):
-        raise ValueError(
-            f"this {type(model).__name__} is in training form, whose FC3 is not yet the one that is deployed: "
-            f"convert it first, with repmlp.reparameterize(model)"
-        )
+    model = in_deploy_form(model, "its FC3 is not yet the one that is deployed")
     if method == "static":
         _check_calibration(model, calibration)
     if test is None and method != "weights":

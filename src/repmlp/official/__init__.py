@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..conversion import unwrap_model
 from ..layers import RepMLP, RepMLPv2
+from ..messages import shorten
 from ..models import RepMLPNet, RepMLPResNet
 from .naming import Entry, block_entries, block_v2_entries
 from .repmlpnet_naming import fold_like_, repmlpnet_entries, unfolded
@@ -64,7 +65,7 @@ def load(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         raise ValueError(
             "the weights do not fit the model: "
-            + "; ".join(f"{len(names)} {what} ({_shorten(names)})" for what, names in problems if names)
+            + "; ".join(f"{len(names)} {what} ({shorten(names)})" for what, names in problems if names)
         )
     own = target.state_dict()
     for name, entry in table.items():
@@ -83,7 +84,3 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
 def _official_form(model: nn.Module) -> nn.Module:
     """The model itself, or a copy with a BN wherever the authors' deploy form has one."""
     return unfolded(model) if isinstance(model, RepMLPNet) else model
-
-
-def _shorten(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

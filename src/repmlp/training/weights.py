@@ -19,6 +19,7 @@ from ..conversion import is_reparameterized
 from ..data import ImageData, match_labels
 from ..layers import RepMLP, RepMLPv2
 from ..layers.token_mixing import TokenMixing
+from ..messages import shorten
 from ..model_config import label_names_of
 from ..models import RepMLPResNet
 from ..models.repmlp_resnet import checkpoint_filter_fn
@@ -49,7 +50,7 @@ class LoadedWeights:
         text = f"weights of {self.source}: {len(self.copied)} tensors loaded"
         for what, names in (("start anew", self.initialized), ("in the file are not used", self.unused)):
             if names:
-                text += f"; {len(names)} {what} ({_some(names)})"
+                text += f"; {len(names)} {what} ({shorten(names)})"
         return text
 
 
@@ -85,7 +86,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
         elif name in own and name.rpartition(".")[0] not in heads and SIZE_DEPENDENT not in name:
             wrong.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
     if wrong or not any(own[name].is_floating_point() for name in copied):
-        reason = _some(wrong) if wrong else f"no name in common, the first is {next(iter(weights), 'none')}"
+        reason = shorten(wrong) if wrong else f"no name in common, the first is {next(iter(weights), 'none')}"
         advice = f"; {_built_with(path)}" if path.is_dir() else ""
         raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {reason}{advice}")
     model.load_state_dict({**own, **{name: weights[name] for name in copied}})
@@ -150,10 +151,6 @@ def _deploy_keys(model: nn.Module) -> set[str]:
 
 def _architecture(model: Any) -> str:
     return model.pretrained_cfg["architecture"]
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def match_weights(data: ImageData, settings: Train, state: Mapping[str, Any] | None) -> ImageData:
