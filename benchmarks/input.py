@@ -14,27 +14,21 @@ from statistics import median
 import numpy as np
 import torch
 from common import table, write
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from repmlp.data import ImageBatches, TensorBatches, load_tensor, train_transform
+from repmlp.data.images import PixelImages
 
 SETS = {"28x28 gray": (28, 1), "32x32 RGB": (32, 3)}
 
 
-class Random(Dataset):
+class Random(PixelImages):
     """Images of random bytes (n, size, size, channels), as PIL images."""
 
     def __init__(self, n: int, size: int, channels: int) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (n, size, size, channels), dtype=np.uint8)
-        self.pixels = pixels[..., 0] if channels == 1 else pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[i]), i % 10
+        super().__init__(torch.from_numpy(pixels[..., 0] if channels == 1 else pixels), np.arange(n) % 10)
 
 
 class Torchvisions(Random):
@@ -72,8 +66,8 @@ def ways(n: int, size: int, channels: int, batch: int) -> dict:
     return {
         "torchvision, 0 workers": lambda epoch: DataLoader(theirs, batch, shuffle=True),
         "torchvision, 2 workers": lambda epoch: DataLoader(theirs, batch, shuffle=True, num_workers=2),
-        "image by image, 0 workers": ours.epoch,
-        "whole batches": memory.epoch,
+        "image by image, 0 workers": ours.iter_epoch,
+        "whole batches": memory.iter_epoch,
     }
 
 

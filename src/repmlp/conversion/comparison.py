@@ -15,7 +15,17 @@ from torch.utils._pytree import tree_map
 
 from .contract import iter_reparameterizable
 from .differences import find_differences, is_leaf, own_tensors, paired_modules, same_weights, translate
-from .probing import GROUPS, MANY_SAMPLES, MIN_SAMPLES, PROFILES, SIZES_AND_SIGNS, Calls, Probes, record_calls
+from .probing import (
+    GROUPS,
+    MANY_SAMPLES,
+    MIN_SAMPLES,
+    PROFILES,
+    SIZES_AND_SIGNS,
+    Arguments,
+    Calls,
+    Probes,
+    record_calls,
+)
 from .report import BlockDeviation, is_equal
 from .rounding import LIMIT, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
 
@@ -60,7 +70,7 @@ class Comparison:
         self.rows: dict[str, BlockDeviation] = {}
         self.whole = False  # whether a difference is explained by the whole network only
 
-    def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tally, Any, Any]:
+    def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tally, object, object]:
         """Compare the whole models on given inputs, and record how their modules are called."""
         ours = {name: self.wide[0].get_submodule(name) for name in self.pairs}
         theirs = {name: self.wide[1].get_submodule(translate(name, self.names)) for name in self.pairs}
@@ -254,19 +264,19 @@ def _chain(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules).eval()
 
 
-def _run(module: nn.Module, args: Any, kwargs: Any) -> Any:
+def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
     """Call a module on copies: some write to their inputs."""
     args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
     return module(*args, **kwargs)
 
 
-def _as(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _as(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Arguments in the dtype of a module's first weight."""
     dtype = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.float32)
     return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs))
 
 
-def _rows_needed(output: Any, groups: Tensor | None, profiles: int) -> int:
+def _rows_needed(output: object, groups: Tensor | None, profiles: int) -> int:
     """Rows of probes until each group of rows and each channel has enough samples."""
     if groups is None:
         return 1

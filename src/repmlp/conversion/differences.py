@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ def _has_tensors(module: nn.Module) -> bool:
     return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> dict[str, object]:
     """Attributes that are plain values: stride, padding, eps, number of heads, ..."""
     return {
         key: value
@@ -111,7 +110,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_plain(v) for v in value)
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)

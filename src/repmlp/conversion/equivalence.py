@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from .comparison import Comparison
 from .preparation import copied
-from .probing import ROWS
+from .probing import ROWS, Arguments
 from .report import NETWORK, BlockDeviation, EquivalenceReport
 from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
 
@@ -33,8 +33,8 @@ def _plain_arithmetic() -> Iterator[None]:
 @_plain_arithmetic()
 def verify(
     a: nn.Module,
-    b: nn.Module | Callable[..., Any],
-    inputs: Any = None,
+    b: nn.Module | Callable[..., object],
+    inputs: object = None,
     tolerance: float | None = None,
     names: Mapping[str, str] | None = None,
 ) -> EquivalenceReport:
@@ -113,7 +113,7 @@ def example_inputs(model: nn.Module, batch_size: int = 8) -> Tensor:
     return torch.randn(batch_size, *size, generator=generator).to(parameter.device, parameter.dtype)
 
 
-def _compare_callable(a: nn.Module, b: Any, few: tuple[Any, Any]) -> tuple[Tally, Any, Any]:
+def _compare_callable(a: nn.Module, b: Callable[..., object], few: Arguments) -> tuple[Tally, object, object]:
     """Compare a model with something that has no weights to round: its arithmetic is judged by that of ``a``."""
     args, kwargs = few
     wide = wide_copy(a)(*args, **kwargs)
@@ -124,7 +124,7 @@ def _compare_callable(a: nn.Module, b: Any, few: tuple[Any, Any]) -> tuple[Tally
     return tally, wide, theirs
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(inputs: object) -> Arguments:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
@@ -141,7 +141,7 @@ def _some_rows(values: Any, batch: int) -> Any:
     return tree_map(lambda v: v[::step] if isinstance(v, Tensor) and v.dim() and len(v) == batch else v, values)
 
 
-def _call(model: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
+def _call(model: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> object:
     if isinstance(model, nn.Module):
         dtype = _dtype(model, dtype)
     return model(*_cast(args, dtype), **_cast(kwargs, dtype))
@@ -158,7 +158,7 @@ def _dtype(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtyp
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), default)
 
 
-def _agreement(a: Any, b: Any) -> tuple[int, int]:
+def _agreement(a: object, b: object) -> tuple[int, int]:
     """Agreeing top-1 predictions, and images that were compared, if the outputs are class logits (N, classes)."""
     if isinstance(a, Tensor) and a.dim() == 2 and a.shape[1] > 1:
         ((_, (ours, theirs)),) = paired_tensors(a, b)

@@ -25,7 +25,7 @@ _NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d
 _ATEN = {getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "linear")}
 
 
-def fold_norms(model: nn.Module, inputs: Any = None, inplace: bool = False) -> nn.Module:
+def fold_norms(model: nn.Module, inputs: object = None, inplace: bool = False) -> nn.Module:
     """Fold each batch norm of a model into the conv or linear layer before it, where that changes nothing.
 
     In eval mode a BN is an affine map per channel. It is folded if it is the only reader of its layer's output, and
@@ -57,7 +57,7 @@ def fold_norms(model: nn.Module, inputs: Any = None, inplace: bool = False) -> n
     return model.eval()
 
 
-def foldable_norms(model: nn.Module, inputs: Any = None) -> dict[str, str]:
+def foldable_norms(model: nn.Module, inputs: object = None) -> dict[str, str]:
     """The norms that :func:`fold_norms` folds, each with the layer that absorbs it: ``{"bn1": "conv1"}``."""
     ensure_copyable(model)
     if inputs is None:

@@ -144,7 +144,7 @@ def why_not_removable(part: nn.Module, block: nn.Module) -> str | None:
 def lost_hooks(part: nn.Module) -> str:
     """The kinds of backward and state-dict hooks of a module that is removed, for a warning; "" if it has none."""
 
-    def is_torchs(hook: Any) -> bool:  # of a computed weight, which is made permanent
+    def is_torchs(hook: object) -> bool:  # of a computed weight, which is made permanent
         return getattr(hook, "hook", hook).__module__.startswith("torch.nn.utils")
 
     return ", ".join(

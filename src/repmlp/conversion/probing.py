@@ -40,6 +40,10 @@ class Spec:
     device: torch.device
 
 
+#: Positional and keyword arguments of a call.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass
 class Calls:
     """How the modules of a model were called in one forward pass.
@@ -49,7 +53,7 @@ class Calls:
         followers: by module name, the modules without children that got its output as their first input, untouched.
     """
 
-    arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    arguments: dict[str, Arguments] = field(default_factory=dict)
     followers: dict[str, set[str]] = field(default_factory=dict)
 
 
@@ -69,7 +73,7 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
         return hook
 
     def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             if isinstance(output, Tensor):
                 output._made_by = (name, output._version)  # type: ignore[attr-defined]
 
@@ -87,7 +91,7 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _specify(value: Any) -> Any:
+def _specify(value: object) -> object:
     if not isinstance(value, Tensor):
         return value
     if not value.is_floating_point():
@@ -104,7 +108,7 @@ def _pool() -> Tensor:
 class Probes:
     """Random inputs of the recorded shapes, the same ones in every process and for every model."""
 
-    def __init__(self, arguments: tuple[Any, Any], seed: int = 0) -> None:
+    def __init__(self, arguments: Arguments, seed: int = 0) -> None:
         self.arguments = arguments
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = 0  # drawn so far
@@ -113,7 +117,7 @@ class Probes:
         around_one = [(len(FACTORS) + size, sign) for size, sign in PROFILES]
         self.profiles = [*PROFILES, *([] if ordinary else around_one)]
 
-    def draw(self) -> tuple[Any, Any, Tensor | None]:
+    def draw(self) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
         """The arguments of one call, and the group of each row: its size."""
         rows = self.specs[0].shape[0] if self.specs and self.specs[0].shape else 0
         profiles = [self.profiles[(self.rows + row) % len(self.profiles)] for row in range(rows)]
@@ -121,14 +125,14 @@ class Probes:
         self.rows += max(1, rows)
         return args, kwargs, torch.tensor([size for size, _ in profiles]) if rows else None
 
-    def zeros(self) -> tuple[Any, Any]:
+    def zeros(self) -> Arguments:
         """The arguments of a call on zeros."""
         return tree_map(
             lambda v: torch.zeros(v.shape, dtype=torch.float64, device=v.device) if isinstance(v, Spec) else v,
             self.arguments,
         )
 
-    def _fill(self, value: Any, profiles: list[tuple[int, int]]) -> Any:
+    def _fill(self, value: object, profiles: list[tuple[int, int]]) -> object:
         if not isinstance(value, Spec):
             return value.clone() if isinstance(value, Tensor) else value
         x = tiled(_pool(), value.shape, self.generator)

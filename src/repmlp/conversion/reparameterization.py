@@ -2,9 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +120,7 @@ class _Conversion:
         like, trains = self.like, self.trains
         if original is not None and any(p is not None for p in original._parameters.values()):
             like, trains = _reference([p for p in original._parameters.values() if p is not None])
-        tables = {
+        tables: dict[str, dict[str, object]] = {
             "_modules": {name: child and self._restored(child) for name, child in module._modules.items()},
             "_parameters": {name: self._tensor(t, like, trains) for name, t in module._parameters.items()},
             "_buffers": {name: self._tensor(t, like, trains) for name, t in module._buffers.items()},
@@ -179,7 +178,7 @@ def _reference(tensors: list[Tensor]) -> tuple[Tensor, bool]:
     return like, any(t.requires_grad for t in tensors)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Mapping[str, object], b: Mapping[str, object]) -> bool:
     return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +68,13 @@ def deviation(reference: Tensor, other: Tensor) -> Deviation:
     return Deviation((reference - other).abs().max().item(), relative)
 
 
-def largest_deviation(reference: Any, other: Any) -> Deviation:
+def largest_deviation(reference: object, other: object) -> Deviation:
     """The largest :func:`deviation` of two outputs of any kind, by ``relative``."""
     pairs = ((ours, theirs) for _, (ours, theirs) in paired_tensors(reference, other))
     return max((deviation(*pair) for pair in pairs), key=lambda d: d.relative, default=Deviation(0.0, 0.0))
 
 
-def tensors_of(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors_of(output: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested tuples, lists, dicts and dataclasses, with their places: ``("[0]['logits']", tensor)``."""
     if isinstance(output, Tensor):
         yield path, output
@@ -92,7 +91,7 @@ def tensors_of(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield path, torch.as_tensor(output)
 
 
-def paired_tensors(a: Any, b: Any) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+def paired_tensors(a: object, b: object) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """The tensors of two outputs that belong together.
 
     Raises:
@@ -166,7 +165,9 @@ class Tally:
         self.sums: dict[str, Tensor] = {}  # by output: (difference, rounding, norm), each (groups, channels)
         self.note = ""
 
-    def add(self, a: Any, b: Any, rounding: Sequence[tuple[Any, Any]], groups: Tensor | None = None) -> None:
+    def add(
+        self, a: object, b: object, rounding: Sequence[tuple[object, object]], groups: Tensor | None = None
+    ) -> None:
         """Add the outputs of one call.
 
         Args:

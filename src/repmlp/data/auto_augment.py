@@ -48,7 +48,7 @@ def finish_policy(name: str, policy: Any, mode: str) -> None:
         raise ValueError(f"auto_augment={name} does not work: {error}") from error
 
 
-def posterize_to_any(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+def posterize_to_any(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """Keep the highest ``bits`` of each channel; none is black."""
     if bits >= 8:
         return image

@@ -12,7 +12,7 @@ from ..files import atomic_write
 FORMAT = 1
 
 
-def get_or_compute(file: Path | None, contents: dict[str, Any], compute: Callable[[str], Any]) -> dict[str, Any]:
+def get_or_compute(file: Path | None, contents: dict[str, Any], compute: Callable[[str], object]) -> dict[str, Any]:
     """``compute(key)`` for each key, or its result from an earlier call in which the key had the same content.
 
     A file that is missing, cannot be read or holds something else counts as empty. If it cannot be written
@@ -34,7 +34,7 @@ def get_or_compute(file: Path | None, contents: dict[str, Any], compute: Callabl
     return {key: entries[key]["value"] for key in contents}
 
 
-def _is_current(entry: Any, content: Any) -> bool:
+def _is_current(entry: object, content: object) -> bool:
     return isinstance(entry, dict) and "value" in entry and entry.get("content") == content
 
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ class LabeledImages(Dataset[tuple[Image.Image, int]], ABC):
     @abstractmethod
     def __getitem__(self, i: int) -> tuple[Image.Image, int]: ...
 
-    def relabeled(self, new: Sequence[int]) -> Any:
+    def relabeled(self, new: Sequence[int]) -> "LabeledImages":
         """The same images; class ``i`` is now class ``new[i]``."""
         other = copy.copy(self)
         other.labels = np.asarray(new)[self.labels]

@@ -8,13 +8,15 @@ see, and an interrupted run resumes bit for bit without saving the state of a ra
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .images import LabeledImages
 
 
 class Batches(Protocol):
@@ -111,7 +113,7 @@ class ImageBatches:
 
     def __init__(
         self,
-        data: Any,
+        data: LabeledImages,
         indices: Sequence[int],
         transform: Callable[[Image.Image], Tensor],
         batch_size: int,
@@ -163,7 +165,7 @@ class _Positions(Sampler[list[tuple[int, int]]]):
 class _Seeded(Dataset):
     """Images by (epoch, position), which also seed the transform if it is random."""
 
-    def __init__(self, data: Any, indices: Sequence[int], transform: Callable, seed: int | None) -> None:
+    def __init__(self, data: LabeledImages, indices: Sequence[int], transform: Callable, seed: int | None) -> None:
         self.data, self.indices, self.transform, self.seed = data, indices, transform, seed
 
     def __getitem__(self, where: tuple[int, int]) -> tuple[Tensor, int]:

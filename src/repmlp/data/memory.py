@@ -5,7 +5,6 @@ n images, B images per batch, C channels, H,W input size of the network.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .images import PixelImages
+from .images import LabeledImages, PixelImages
 from .loading import WHOLE, ProcessShard, augmentation_draws, count_batches, epoch_batches, seed_from_key
 from .pixels import MEMORY_LIMIT
-from .transforms import eval_transform
+from .transforms import DataConfig, eval_transform
 
 
 def crop_and_flip(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
@@ -64,7 +63,7 @@ class TensorBatches:
         images: Tensor,
         labels: Tensor,
         batch_size: int,
-        data_config: dict[str, Any],
+        data_config: DataConfig,
         shard: ProcessShard = WHOLE,
         train: bool = False,
         seed: int = 0,
@@ -96,12 +95,14 @@ class TensorBatches:
             yield x, labels
 
 
-def fits_in_memory(images: int, data_config: dict[str, Any]) -> bool:
+def fits_in_memory(images: int, data_config: DataConfig) -> bool:
     """Whether this many images, at the network's input size, take at most MEMORY_LIMIT bytes."""
     return images * math.prod(data_config["input_size"]) <= MEMORY_LIMIT
 
 
-def load_tensor(data: Any, data_config: dict[str, Any], indices: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+def load_tensor(
+    data: LabeledImages, data_config: DataConfig, indices: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """All or selected images of a data set, prepared as by :func:`eval_transform`: bytes (n, C, H, W).
 
     Returns:

@@ -296,7 +296,7 @@ def _statistics(
     sample = evenly_spread(len(data))
     left_out = sorted(set(sample) & set(unreadable))
 
-    def compute(key: str) -> Any:
+    def compute(key: str) -> object:
         with ThreadPoolExecutor() as pool:
             thumbnails = pool.map(data.thumbnail, sorted(set(sample) - set(left_out)))
             return mean_std(map(channel_histogram, thumbnails))

@@ -29,6 +29,9 @@ INDEX = "repmlp-index.json"
 #: Maximum size of a label file, in bytes.
 MAX_LABEL_SIZE = 2**20
 
+#: Of a shard, for each image: see :func:`index_shard`; as in the cache file.
+Samples = list[list[Any]]
+
 
 class ShardImages(EncodedImages):
     """Images in tar files. Each read opens its file: a thousand files are too many to keep open in each worker.
@@ -39,7 +42,7 @@ class ShardImages(EncodedImages):
         index: (member, offset, size, label) of each image by shard, as returned by :func:`index_shard`.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[str], index: dict[str, list[list[Any]]]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[str], index: dict[str, Samples]) -> None:
         rows = [(number, *row) for number, shard in enumerate(shards) for row in index[shard]]
         super().__init__(np.array([label for *_, label in rows]))
         self.folder, self.shards = folder, list(shards)
@@ -90,7 +93,7 @@ def open_shards(folder: Path) -> Splits:
     return Splits(data["train"], data.get("val"), data["test"], class_names, folder, ignored)
 
 
-def index_shard(path: Path, label_key: str = "") -> list[list[Any]]:
+def index_shard(path: Path, label_key: str = "") -> Samples:
     """[member, offset, size, label] of each image in a tar file, in bytes.
 
     Files with the same path up to the first dot of their names belong together. The label is the number in KEY.cls, or
@@ -186,7 +189,7 @@ def _state(file: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _check_lengths(folder: Path, split: Split, index: dict[str, list[list[Any]]]) -> None:
+def _check_lengths(folder: Path, split: Split, index: dict[str, Samples]) -> None:
     if not any(index[shard] for shard in split.shards):
         raise ValueError(f"there are no images in the shards {', '.join(split.shards)} of {folder}")
     if split.lengths and not split.label_key:

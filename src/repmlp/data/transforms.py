@@ -11,12 +11,18 @@ from torchvision import transforms
 
 from .auto_augment import check_policy, finish_policy
 from .decoding import standardize
+from .images import LabeledImages
+
+#: How images are prepared, in timm's terms: input_size, mean, std, interpolation, crop_pct, ...
+DataConfig = dict[str, Any]
 
 
 class Transformed(Dataset):
     """A data set with a transform on its images, or on a choice of them."""
 
-    def __init__(self, data: Any, transform: Callable[[Image.Image], Tensor], indices: Sequence[int] | None = None):
+    def __init__(
+        self, data: LabeledImages, transform: Callable[[Image.Image], Tensor], indices: Sequence[int] | None = None
+    ):
         self.data, self.transform = data, transform
         self.indices = range(len(data)) if indices is None else indices
 
@@ -29,7 +35,7 @@ class Transformed(Dataset):
 
 
 def train_transform(
-    data_config: dict[str, Any],
+    data_config: DataConfig,
     augment: str,
     padding: int = 4,
     hflip: float = 0.5,
@@ -73,7 +79,7 @@ def train_transform(
     return transforms.Compose([_Mode(size[0]), to_size, policy, to_tensor])
 
 
-def eval_transform(data_config: dict[str, Any], normalize: bool = True) -> Callable[[Image.Image], Tensor]:
+def eval_transform(data_config: DataConfig, normalize: bool = True) -> Callable[[Image.Image], Tensor]:
     """PIL image -> (C, H, W), as timm prepares images for evaluation with the same ``data_config``.
 
     Args:
@@ -82,7 +88,7 @@ def eval_transform(data_config: dict[str, Any], normalize: bool = True) -> Calla
     return transforms.Compose([_Mode(data_config["input_size"][0]), *_eval_steps(data_config, normalize)])
 
 
-def _eval_steps(data_config: dict[str, Any], normalize: bool) -> list[Any]:
+def _eval_steps(data_config: DataConfig, normalize: bool) -> list[Any]:
     keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     args = {key: data_config[key] for key in keys if key in data_config}
     return create_transform(data_config["input_size"], normalize=normalize, **args).transforms

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ..conversion import example_inputs, needs_reparameterize, unwrap_model
 from ..conversion.rounding import largest_deviation
 from ..files import atomic_file, claim, ensure_can_write
 from .check_files import CHECK_SUFFIXES, outputs_of, write_check_files
-from .engines import EXPORTERS, Engine, engine_errors, engine_of, find_engine, output_names, root_cause
+from .engines import EXPORTERS, Engine, Metadata, engine_errors, engine_of, find_engine, output_names, root_cause
 from .engines.program import trace
 from .metadata import export_metadata
 from .runtime import ExportedModel, load_exported
@@ -42,11 +41,11 @@ class Exported:
     size: int
     opset: int | None
     errors: dict[str, float]
-    metadata: dict[str, Any]
+    metadata: Metadata
 
 
 def export(
-    model: Any,
+    model: nn.Module,
     file: str | Path,
     format: str | None = None,
     opset: int | None = None,
@@ -148,7 +147,7 @@ def ensure_can_export(file: Path, engine: Engine, overwrite: bool, int8: bool = 
         ensure_can_write(part, overwrite=overwrite)
 
 
-def write(model: nn.Module, engine: Engine, file: Path, metadata: dict[str, Any], opset: int | None = None) -> None:
+def write(model: nn.Module, engine: Engine, file: Path, metadata: Metadata, opset: int | None = None) -> None:
     """Write a float32 network, unchecked."""
     with engine_errors(f"{engine.name} cannot express this {type(model).__name__}"):
         engine.write(trace(model), file, metadata, opset)

@@ -11,10 +11,10 @@ from timm.models._features import FeatureGetterNet  # not public, unlike the oth
 
 from ..messages import shown
 from ..model_config import label_names_of
-from .engines import INPUT, OUTPUT
+from .engines import INPUT, OUTPUT, Metadata
 
 
-def export_metadata(model: Any) -> dict[str, Any]:
+def export_metadata(model: Any) -> Metadata:
     """What an exported file says about itself, to be written as JSON.
 
     Returns:
@@ -44,7 +44,7 @@ def export_metadata(model: Any) -> dict[str, Any]:
     }
 
 
-def parse_metadata(text: str) -> dict[str, Any]:
+def parse_metadata(text: str) -> Metadata:
     """Read what :func:`export_metadata` wrote.
 
     Raises:
@@ -72,20 +72,20 @@ def parse_metadata(text: str) -> dict[str, Any]:
     return metadata
 
 
-def _integer(value: Any, least: int) -> bool:
+def _integer(value: object, least: int) -> bool:
     return type(value) is int and least <= value < 2**31
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e9 < value < 1e9
+def _number(value: object, above: float = -1e9) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < 1e9
 
 
-def _strings(value: Any) -> bool:
+def _strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 #: The keys that reading a file takes: whether a value is right, and what is.
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "input_size": (
         lambda v: isinstance(v, list) and len(v) == 3 and all(_integer(n, 1) for n in v),
         "three positive integers, [C, H, W]",
@@ -93,8 +93,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (lambda v: _integer(v, 0), "an integer, 0 or more"),
     "output": (lambda v: isinstance(v, str) or (_strings(v) and bool(v)), "a name or a list of names"),
     "mean": (lambda v: isinstance(v, list) and all(map(_number, v)), "a list of numbers"),
-    "std": (lambda v: isinstance(v, list) and all(_number(n) and n > 0 for n in v), "a list of positive numbers"),
+    "std": (lambda v: isinstance(v, list) and all(_number(n, 0) for n in v), "a list of positive numbers"),
     "interpolation": (lambda v: isinstance(v, str), "a name"),
-    "crop_pct": (lambda v: _number(v) and v > 0, "a positive number"),
+    "crop_pct": (lambda v: _number(v, 0), "a positive number"),
     "crop_mode": (lambda v: isinstance(v, str), "a name"),
 }

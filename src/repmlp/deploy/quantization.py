@@ -67,7 +67,7 @@ class Quantized:
 
 
 def quantize(
-    model: Any,
+    model: nn.Module,
     file: str | Path,
     test: Iterable[tuple[Tensor, Tensor]] | None = None,
     calibration: Tensor | None = None,
@@ -165,7 +165,7 @@ def check_target(file: Path, engine: str, method: str | None, overwrite: bool) -
     return writer, method
 
 
-def calibration_images(model: Any, data: ImageData, count: int, seed: int = 0) -> Tensor:
+def calibration_images(model: nn.Module, data: ImageData, count: int, seed: int = 0) -> Tensor:
     """Training images chosen at random, prepared as ``model`` takes them: (count, C, H, W), or all if there are fewer.
 
     Raises:
@@ -224,7 +224,7 @@ def split_groups(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_calibration(model: Any, images: Tensor | None) -> None:
+def _check_calibration(model: nn.Module, images: Tensor | None) -> None:
     size = tuple(get_model_input_config(model)["input_size"])
     if images is None or images.dim() != 4 or len(images) == 0 or tuple(images.shape[1:]) != size:
         raise ValueError(

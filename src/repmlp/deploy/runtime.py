@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_model
-from .engines import ENGINES, Engine, Run, engine_errors, engine_of
+from .engines import ENGINES, Engine, Metadata, Run, engine_errors, engine_of
 from .metadata import parse_metadata
 
 
@@ -23,7 +23,7 @@ class ExportedModel(nn.Module):
         engine: which runs it.
     """
 
-    def __init__(self, run: Run, metadata: dict[str, Any], engine: Engine) -> None:
+    def __init__(self, run: Run, metadata: Metadata, engine: Engine) -> None:
         super().__init__()
         self.run, self.metadata, self.format = run, metadata, engine.name
         self.input_size: tuple[int, int, int] = tuple(metadata["input_size"])

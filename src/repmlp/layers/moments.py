@@ -154,7 +154,7 @@ def forward_from_moments(x: Tensor, partition: PartitionPerceptron, local: Local
     return y.view(M, O, *size)
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device_type):  # the meta device, for one
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

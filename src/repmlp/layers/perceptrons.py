@@ -196,7 +196,7 @@ class _ChangeLayout(torch.autograd.Function):
         return x.contiguous(memory_format=forward)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
         ctx.backward = inputs[2]
 
     @staticmethod

@@ -1,7 +1,6 @@
 """Whether a module computes what its class and its parameters say: what a merge of its parameters relies on."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -13,8 +12,8 @@ _COMPUTATION = ("forward", "_conv_forward", "__call__", "weight", "bias", "runni
 def why_not_plain(
     module: nn.Module,
     classes: Collection[type[nn.Module]],
-    ignore_hook: Callable[[Any], bool] = lambda hook: False,
-    **built: Any,
+    ignore_hook: Callable[[object], bool] = lambda hook: False,
+    **built: object,
 ) -> str | None:
     """Why the parameters of a module do not determine what it computes, or None if they do: if it is plain.
 
@@ -41,7 +40,7 @@ def why_not_plain(
     return why_not_as_built(module, **built)
 
 
-def why_not_as_built(module: nn.Module, **built: Any) -> str | None:
+def why_not_as_built(module: nn.Module, **built: object) -> str | None:
     """Which attribute of a module is not what it was built with, or None."""
     for name, value in built.items():
         if getattr(module, name) != value:

@@ -14,7 +14,6 @@ straight-through gradient of W, and m gets the gradient of Q(W): the same as fro
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ def find_repmlp_blocks(model: nn.Module) -> list[RepMLP | RepMLPv2]:
     return blocks
 
 
-def is_rounding_hook(hook: Any) -> bool:
+def is_rounding_hook(hook: object) -> bool:
     """Whether :func:`add_fake_quant_hooks` registered a hook. It stays correct while its block is converted."""
     return isinstance(hook, partial) and hook.func is _add_rounding_error
 

@@ -164,7 +164,7 @@ def _replacement(
     raise ValueError(f"unknown block {kind!r}: use bottleneck or light")
 
 
-def _check_stages(name: str, values: Mapping[str, Any]) -> None:
+def _check_stages(name: str, values: Mapping[str, object]) -> None:
     unknown = [stage for stage in values if stage not in STAGES]
     if unknown:
         raise ValueError(f"{name} names the stages {', '.join(unknown)}, but a ResNet has {', '.join(STAGES)}")

@@ -26,6 +26,8 @@ from ..data import (
     match_labels,
     train_transform,
 )
+from ..data.images import LabeledImages
+from ..data.transforms import DataConfig
 from ..model_config import label_names_of
 
 #: Images checked so far, and of all.
@@ -46,7 +48,7 @@ def image_size(settings: Train) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
-def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> dict[str, Any]:
+def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> DataConfig:
     """How images are prepared for the network, in timm's terms; it is written into the model folder.
 
     Raises:
@@ -79,7 +81,7 @@ class RunData:
     """
 
     data: ImageData
-    config: dict[str, Any]
+    config: DataConfig
     train: Batches
     val: Batches | None
     test: Batches
@@ -106,7 +108,7 @@ def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerat
 
 
 def build_batches(
-    settings: Train, data: ImageData, data_config: dict[str, Any], accelerator: Accelerator
+    settings: Train, data: ImageData, data_config: DataConfig, accelerator: Accelerator
 ) -> tuple[Batches, Batches | None, Batches]:
     """Batches of images to train on (augmented, shuffled), to validate on (None for no validation), and to test on.
 
@@ -145,7 +147,7 @@ def build_batches(
         erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None
         crop = settings.augment == "pad-crop"
 
-        def in_memory(images: Any, indices: Sequence[int] | None, train: bool = False) -> Batches:
+        def in_memory(images: LabeledImages, indices: Sequence[int] | None, train: bool = False) -> Batches:
             pixels, labels = load_tensor(images, data_config, indices)
             return TensorBatches(
                 pixels.to(accelerator.device),
@@ -172,7 +174,7 @@ def build_batches(
         settings.random_erasing,
     )
 
-    def one_by_one(images: Any, indices: Sequence[int], train: bool = False) -> Batches:
+    def one_by_one(images: LabeledImages, indices: Sequence[int], train: bool = False) -> Batches:
         return ImageBatches(
             images,
             indices,

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _is_a(value: Any, hint: Any) -> bool:
+def _is_a(value: object, hint: object) -> bool:
     """Whether a value from a YAML file is of the type that an annotation of :class:`repmlp_settings.Train` states."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -97,7 +97,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
     return names.get(type(value), f"a {type(value).__name__}")
 

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..files import atomic_write
 from .evaluation import Evaluation, Totals
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Progress:
     best: float = -math.inf
     kept: int = 0
 
-    def to_state(self, totals: Sequence[Sequence[float]]) -> dict[str, Any]:
+    def to_state(self, totals: Sequence[Sequence[float]]) -> State:
         """As entries of a state. ``totals``: images, loss and correct of each process."""
         values = {key: value for key, value in vars(self).items() if key != "totals"}
         return {"progress": values, "totals": [list(own) for own in totals]}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], process: int, processes: int) -> "Progress":
+    def from_state(cls, state: State, process: int, processes: int) -> "Progress":
         """The inverse; with another number of processes than then, the first one gets the totals of all."""
         values = dict(state["progress"])
         # Before format 2 a state held the totals of the first process only, among the values.

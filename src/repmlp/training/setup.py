@@ -22,7 +22,7 @@ from ..data import ImageData
 from ..layers import convert_sync_batchnorm
 from ..locality import inject_locality
 from .batches import image_size
-from .state import fitting_state
+from .state import State, fitting_state
 from .weights import freeze_parameters, load_weights
 
 #: Images (B, C, H, W) and labels (B) to images and the targets of the loss.
@@ -52,7 +52,7 @@ class TrainComponents:
     ema: ModelEmaV3 | None
     mix: Mix
     loss: nn.Module
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     schedule: CosineLRScheduler
     steps: int
     clip: float
@@ -70,7 +70,7 @@ class TrainComponents:
         networks = (self.model, self.ema.module) if self.ema else (self.model,)
         return [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that changes from step to step. Random generators are not in it: each draw is seeded by its position."""
         scaler, statistics = self.accelerator.scaler, None
         if self.accelerator.num_processes > 1 and self.statistics:
@@ -117,7 +117,7 @@ def build_components(
     model: nn.Module,
     classes: int,
     steps: int,
-    state: dict[str, Any] | None = None,
+    state: State | None = None,
 ) -> TrainComponents:
     """Put together what trains ``model`` for ``steps`` steps of the optimizer.
 

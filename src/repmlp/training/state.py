@@ -15,6 +15,8 @@ STATE = Path("state") / "state.pt"
 #: Of the state file; a newer one is refused. Format 1, which did not say so, lacks the totals of other processes,
 #: the environment and the fingerprint of the data.
 FORMAT = 2
+#: Tensors and numbers by name.
+State = dict[str, Any]
 #: What each state holds.
 ENTRIES = ("progress", "model", "optimizer")
 
@@ -23,7 +25,7 @@ class Stopped(KeyboardInterrupt):
     """A signal stopped the run, after its state was written: ``resume=True`` resumes it."""
 
 
-def write_state(folder: Path, state: dict[str, Any]) -> None:
+def write_state(folder: Path, state: State) -> None:
     """Replace the state of a run: at any moment the file on disk is a whole one.
 
     Raises:
@@ -36,7 +38,7 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         raise OSError(f"{error}: make room, then resume the run") from error
 
 
-def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None:
     """The last state of a run, or None if it has not written one yet. Nothing in the file is executed.
 
     Raises:
@@ -85,7 +87,7 @@ def stop_signals() -> Iterator[threading.Event]:
         yield asked
         return
 
-    def ask(number: int, _: Any) -> None:
+    def ask(number: int, _: object) -> None:
         asked.set()
         signal.signal(number, before[signal.Signals(number)])
 

@@ -24,6 +24,7 @@ from ..model_config import label_names_of
 from ..models import RepMLPResNet
 from ..models.repmlp_resnet import checkpoint_filter_fn
 from ..official.checkpoint import build_for, is_deploy, read_checkpoint
+from .state import State
 
 #: The first conv of the authors' v1 and v2 networks, by which their weights are recognized.
 OFFICIAL_STEMS = ("stage0.0.conv.weight", "conv_embedding.conv.weight")
@@ -153,7 +154,7 @@ def _architecture(model: Any) -> str:
     return model.pretrained_cfg["architecture"]
 
 
-def match_weights(data: ImageData, settings: Train, state: Mapping[str, Any] | None) -> ImageData:
+def match_weights(data: ImageData, settings: Train, state: State | None) -> ImageData:
     """The data set with the classes in the order of the weights to start from, or of the state to resume from.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .aoti import AOTI
-from .engine import INPUT, METADATA, OUTPUT, Engine, Run, engine_errors, output_names, root_cause
+from .engine import INPUT, METADATA, OUTPUT, Engine, Metadata, Run, engine_errors, output_names, root_cause
 from .onnx import ONNX, OPSET
 from .openvino import OpenVINO
 from .torch_program import TorchProgram
@@ -20,6 +20,7 @@ __all__ = [
     "QUANTIZERS",
     "RUNTIMES",
     "Engine",
+    "Metadata",
     "Run",
     "engine_errors",
     "engine_of",

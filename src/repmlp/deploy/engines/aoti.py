@@ -4,13 +4,9 @@ Open them only if you trust their origin. Writing them takes a C++ compiler.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from .engine import METADATA, Metadata, Program, TorchEngine
+from .engine import METADATA, Forward, Metadata, Program, TorchEngine
 
 
 class AOTI(TorchEngine):
@@ -36,7 +32,7 @@ def run(file, images):
         }
         aoti_compile_and_package(program, package_path=str(file), inductor_configs=configs)
 
-    def load(self, file: Path) -> tuple[Callable[[Tensor], Any], str]:
+    def load(self, file: Path) -> tuple[Forward, str]:
         from torch._inductor import aoti_load_package
 
         compiled = aoti_load_package(str(file))

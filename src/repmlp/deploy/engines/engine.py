@@ -25,6 +25,8 @@ METADATA = "repmlp"
 Run = Callable[[Tensor], Sequence[Tensor]]
 Program = torch.export.ExportedProgram
 Metadata = dict[str, Any]
+#: As PyTorch runs it: images to one output or several.
+Forward = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 class Engine(ABC):
@@ -118,7 +120,7 @@ class TorchEngine(Engine):
     """What the formats have in common that PyTorch itself runs: zip archives, threads of the process."""
 
     @abstractmethod
-    def load(self, file: Path) -> tuple[Callable[[Tensor], Any], str]:
+    def load(self, file: Path) -> tuple[Forward, str]:
         """What is in the archive: a callable and the metadata."""
 
     def open(self, file: Path, threads: int | None, precision: str = "float32") -> tuple[Run, str]:

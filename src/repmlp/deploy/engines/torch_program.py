@@ -2,14 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from .engine import METADATA, Metadata, Program, TorchEngine
+from .engine import METADATA, Forward, Metadata, Program, TorchEngine
 
 
 class TorchProgram(TorchEngine):
@@ -32,7 +29,7 @@ def run(file, images):
     def write(self, program: Program, file: Path, metadata: Metadata, opset: int | None = None) -> None:
         torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
 
-    def load(self, file: Path) -> tuple[Callable[[Tensor], Any], str]:
+    def load(self, file: Path) -> tuple[Forward, str]:
         extra = {f"{METADATA}.json": ""}
         force, before = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         os.environ[force] = "1"  # or PyTorch may unpickle, and so execute, what it does not know

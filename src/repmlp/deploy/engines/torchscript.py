@@ -8,14 +8,12 @@ import json
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine import METADATA, Metadata, TorchEngine, engine_errors
+from .engine import METADATA, Forward, Metadata, TorchEngine, engine_errors
 
 
 class TorchScript(TorchEngine):
@@ -31,7 +29,7 @@ def run(file, images):
         return [torch.jit.load(str(file), map_location="cpu")(torch.from_numpy(images)).numpy()]
 """
 
-    def load(self, file: Path) -> tuple[Callable[[Tensor], Any], str]:
+    def load(self, file: Path) -> tuple[Forward, str]:
         extra = {f"{METADATA}.json": b""}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecation
