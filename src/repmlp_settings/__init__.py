@@ -244,6 +244,8 @@ class Bench:
     output: str = "runs/bench"
 
 
+#: The suffixes of the files that `export` and `quantize` write.
+EXPORTED = (".onnx", ".xml", ".bin", ".pt2", ".aoti.pt2", ".torchscript")
 COMMANDS = {
     "demo": Demo,
     "train": Train,

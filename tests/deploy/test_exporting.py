@@ -254,10 +254,14 @@ def test_the_training_form_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
-        ("a.tflite", {}, r"cannot tell the format of .*a\.tflite: exported files end in .onnx, .xml, .aoti.pt2, .pt2"),
+        (
+            "a.tflite",
+            {},
+            r"cannot tell the format of .*a\.tflite: exported files end in .*\.aoti\.pt2, .onnx, .xml, .pt2",
+        ),
         ("a.xml", {"format": "onnx"}, "does not end as files for onnxruntime do: end it in .onnx"),
         ("a.pt2", {"format": "aoti"}, "end it in .aoti.pt2"),
-        ("a.onnx", {"format": "tensorrt"}, "unknown format 'tensorrt': use onnx, openvino, aoti, torch"),
+        ("a.onnx", {"format": "tensorrt"}, "unknown format 'tensorrt': use aoti, onnx, openvino, torch"),
         ("a.pt2", {"opset": 20}, "torch files have no opset"),
         ("a.onnx", {"opset": 17}, "opset 17 is too old for this exporter: use 18 or later"),
     ],

@@ -345,7 +345,7 @@ def test_a_timm_network_is_quantized_too(tmp_path):
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
-        ("a.onnx", {"engine": "tensorrt"}, "unknown engine 'tensorrt': use onnxruntime, openvino, torch"),
+        ("a.onnx", {"engine": "tensorrt"}, "unknown engine 'tensorrt': use torch, onnxruntime, openvino"),
         ("a.torchscript", {"engine": "torch", "method": "static"}, "torch does not support 'static' int8: use dynamic"),
         ("a.pt2", {}, "end it in .onnx"),
         ("a.onnx", {"engine": "torch"}, "end it in .torchscript"),

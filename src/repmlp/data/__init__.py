@@ -4,12 +4,11 @@ from .class_names import match_labels
 from .decoding import open_image
 from .loading import Batches, ImageBatches, ProcessShard, count_batches, epoch_batches, seed_from_key
 from .memory import TensorBatches, crop_and_flip, fits_in_memory, load_tensor, normalize
-from .sets import FOLDER, NORMALIZATION, ImageData, load_data
+from .sets import NORMALIZATION, ImageData, load_data
 from .splits import draw_train_val, split_train_val
 from .transforms import Transformed, eval_transform, train_transform
 
 __all__ = [
-    "FOLDER",
     "NORMALIZATION",
     "Batches",
     "ImageBatches",

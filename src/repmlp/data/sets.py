@@ -42,7 +42,13 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 #: torchvision's data sets that fit in memory, and those that consist of image files.
 SMALL = ("torch/cifar10", "torch/cifar100", "torch/mnist", "torch/fashion_mnist", "torch/kmnist", "torch/qmnist")
 LARGE = ("torch/imagenet", "torch/places365")
-FOLDER, SHARDS, HUB = "folder:", "wds/", "hfds/"
+HUB = "hfds/"
+#: What opens the image files of a name, by its prefix: from the rest of the name, ``root`` and ``download``.
+SOURCES: dict[str, Callable[[str, str | Path | None, bool], Splits]] = {
+    "folder:": lambda path, root, download: open_folder(Path(path).expanduser()),
+    "wds/": lambda path, root, download: open_shards(Path(path).expanduser()),
+    HUB: open_hub,
+}
 #: File next to the images with their mean and standard deviation, and the list of unreadable ones.
 CACHE = "repmlp-cache.json"
 
@@ -176,14 +182,10 @@ def load_data(
         return _in_memory(name, *_torchvision(name, Path(root or "data"), download))
     if name in LARGE:
         splits = _large(name, Path(root or "data"), download)
-    elif name.startswith(FOLDER):
-        splits = open_folder(Path(name.removeprefix(FOLDER)).expanduser())
-    elif name.startswith(SHARDS):
-        splits = open_shards(Path(name.removeprefix(SHARDS)).expanduser())
-    elif name.startswith(HUB):
-        splits = open_hub(name.removeprefix(HUB), root, download)
+    elif prefix := next((prefix for prefix in SOURCES if name.startswith(prefix)), None):
+        splits = SOURCES[prefix](name.removeprefix(prefix), root, download)
     else:
-        known = ("digits", *SMALL, *LARGE, "folder:PATH", "wds/PATH", "hfds/NAME")
+        known = ("digits", *SMALL, *LARGE, *(f"{prefix}..." for prefix in SOURCES))
         raise ValueError(f"unknown data set {name!r}: there are {', '.join(known)}")
     return _on_disk(splits, bad_images == "skip", in_memory, on_check)
 

@@ -12,7 +12,7 @@ import yaml
 
 from repmlp_settings import Train
 
-from ..data.sets import SMALL
+from ..data.sets import HUB, SMALL, SOURCES
 
 #: A newer format is refused. The first line of the file has it, as a comment: all else in the file are settings.
 FORMAT = 1
@@ -24,9 +24,9 @@ MAY_CHANGE = ("data", "data_root", "download", "workers")
 def absolute_paths(settings: Train) -> Train:
     """The same settings from any working directory."""
     data, root = settings.data, settings.data_root
-    for prefix in ("folder:", "wds/", "hfds/"):
+    for prefix in SOURCES:
         path = data.removeprefix(prefix)
-        if path != data and (prefix != "hfds/" or os.path.isdir(path)):  # hfds/ takes names on the Hub too
+        if path != data and (prefix != HUB or os.path.isdir(path)):  # which takes names on the Hub too
             data = prefix + _absolute(path)
     if root is None and data.startswith("torch/"):
         root = "data"  # the default of load_data

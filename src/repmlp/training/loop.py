@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.utils import distribute_bn
 
-from repmlp_settings import Train
+from repmlp_settings import EXPORTED, Train
 
 from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
 from ..files import atomic_folder, atomic_write, claim, ensure_can_write, rmtree_if_exists
@@ -41,8 +41,8 @@ RUN_FILES = (
     *("converted.json", "fc3.png"),  # the ablation, the demo
     *(f"repmlp/{folder}events.out.tfevents.*" for folder in ("", "[0-9]*/")),  # tensorboard
     *("repmlp/[0-9]*/hparams.yml", "official.pth", "official-training.pth"),
-    *(f"{name}.{suffix}" for name in ("deploy", "int8") for suffix in ("onnx", "xml", "bin", "pt2", "torchscript")),
-    *("deploy.aoti.pt2", "*.check.npz", "*.check.py"),
+    *(f"{name}{suffix}" for name in ("deploy", "int8") for suffix in EXPORTED),
+    *("*.check.npz", "*.check.py"),
 )
 #: Steps between checks of the other processes' stop flags; each check makes a GPU wait.
 STOP_EVERY = 10

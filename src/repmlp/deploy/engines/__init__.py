@@ -1,14 +1,13 @@
-"""The engines that run exported files, one per file; everything that depends on an engine asks this registry."""
+"""The engines that run exported files, one per file of this folder; all that depends on one asks this registry."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from .aoti import AOTI
 from .engine import INPUT, METADATA, OUTPUT, Engine, Metadata, Run, engine_errors, output_names, root_cause
-from .onnx import ONNX, OPSET
-from .openvino import OpenVINO
-from .torch_program import TorchProgram
-from .torchscript import TorchScript
+from .onnx import OPSET
 
 __all__ = [
     "ENGINES",
@@ -29,8 +28,18 @@ __all__ = [
     "root_cause",
 ]
 
+
+def find_engines() -> Iterator[Engine]:
+    """An instance of every engine that a module of this folder defines."""
+    for info in iter_modules(__path__):
+        module = import_module(f"{__name__}.{info.name}")
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        classes = [value for value in own if inspect.isclass(value) and issubclass(value, Engine)]
+        yield from (engine() for engine in classes if not inspect.isabstract(engine))
+
+
 #: The first whose suffix a file name ends with opens that file: .aoti.pt2 comes before .pt2.
-ENGINES: tuple[Engine, ...] = (ONNX(), OpenVINO(), AOTI(), TorchProgram(), TorchScript())
+ENGINES = tuple(sorted(find_engines(), key=lambda engine: -len(engine.suffix)))
 #: What `export` writes, by format; what `quantize` writes and what `bench` runs, by runtime.
 EXPORTERS = {engine.format: engine for engine in ENGINES if engine.format}
 QUANTIZERS = {engine.runtime: engine for engine in ENGINES if engine.int8_methods}
