@@ -56,6 +56,7 @@ def test_an_unknown_arch(file, tmp_path, capsys):
     assert "unknown model 'repmlp_resnet51', did you mean" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_way_back(model, file, tmp_path, capsys):
     main(["import", str(file), str(tmp_path / "m"), *FLAGS])
     assert main(["convert", str(tmp_path / "m"), str(tmp_path / "d.pth"), "--to", "official"]) == 0

@@ -37,6 +37,10 @@ MODELS = {
     "faceresnet": set(),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
+#: All of them in `make test-all`.
+one_model = pytest.mark.parametrize(
+    "name", [name if name == "repmlp_resnet50_light" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 
 
 def small(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
@@ -307,7 +311,7 @@ def test_both_forms_are_equal(name, dtype, tolerance):
     assert not repmlp.is_reparameterized(model)
 
 
-@every_model
+@one_model
 def test_verify_lists_every_repmlp_block(name):
     model = randomize(small(name))
     report = repmlp.verify(model, repmlp.reparameterize(model), images())
@@ -317,7 +321,7 @@ def test_verify_lists_every_repmlp_block(name):
     assert {f"{block}.repmlp" for block in MODELS[name]} <= listed
 
 
-@every_model
+@one_model
 def test_built_and_converted_deploy_form_load_each_other_strictly(name):
     converted = repmlp.reparameterize(timm.create_model(name, device="meta"))
     built = timm.create_model(name, device="meta", deploy=True)
