@@ -206,10 +206,10 @@ def build_network(name: str, **arguments: Any) -> Any:
         raise ValueError(f"{name} cannot be built with {given}: {reason}") from error
 
 
-def _check_size(folder: Path, weights: Mapping[str, Tensor], factor: int = 20) -> None:
+def _check_size(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if the config describes a network far larger than its weights, before memory is taken for it.
 
-    A network may be built in a form that has more values than its file, but not many times as many.
+    A network may be built in a form that has more values than its file, but not 20 times as many.
     """
     try:
         with torch.device("meta"):
@@ -219,5 +219,5 @@ def _check_size(folder: Path, weights: Mapping[str, Tensor], factor: int = 20) -
             raise
         return  # a network of timm that reads values while it is built, which the meta device does not have
     found = sum(tensor.numel() for tensor in weights.values())
-    if size > factor * found:
+    if size > 20 * found:
         raise ValueError(f"it has {size:,} parameters, and {WEIGHTS} holds {found:,} numbers")

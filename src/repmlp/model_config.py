@@ -38,19 +38,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
 
 
-def _are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and bool(value) and all(map(check, value))
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 def _is_interpolation(value: Any) -> bool:
-    return value == "random" or (_is_text(value) and _known_interpolation(value))
+    return value == "random" or (is_text(value) and _known_interpolation(value))
 
 
 def _known_interpolation(name: str) -> bool:
@@ -62,23 +62,24 @@ def _known_interpolation(name: str) -> bool:
 
 
 #: By key: whether a value will do, and what is wanted. Keys that are absent or null are not checked.
-CONFIG_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "architecture": (_is_text, "the name of a network"),
+Keys = Mapping[str, tuple[Callable[[Any], bool], str]]
+CONFIG_KEYS: Keys = {
+    "architecture": (is_text, "the name of a network"),
     "repmlp_format": (_is_count, "a number"),
     "num_classes": (_is_count, "a count"),
-    "label_names": (_are(_is_text), "a list of names"),
+    "label_names": (list_of(is_text), "a list of names"),
     "model_args": (lambda value: isinstance(value, dict), "an object"),
     "pretrained_cfg": (lambda value: isinstance(value, dict), "an object"),
-    "locality": (_are(lambda value: isinstance(value, dict)), "a list of objects"),
-    "reparameterized": (_are(_is_text), "a list of names"),
-    "folded_norms": (_are(_is_text), "a list of names"),
+    "locality": (list_of(lambda value: isinstance(value, dict)), "a list of objects"),
+    "reparameterized": (list_of(is_text), "a list of names"),
+    "folded_norms": (list_of(is_text), "a list of names"),
 }
-PRETRAINED_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+PRETRAINED_KEYS: Keys = {
     "num_classes": (_is_count, "a count"),
-    "label_names": (_are(_is_text), "a list of names"),
-    "input_size": (lambda v: _are(lambda n: _is_count(n, 1))(v) and len(v) == 3, "[channels, height, width]"),
-    "mean": (_are(_is_number), "a list of numbers"),
-    "std": (_are(lambda value: _is_number(value) and value > 0), "a list of positive numbers"),
+    "label_names": (list_of(is_text), "a list of names"),
+    "input_size": (lambda v: list_of(lambda n: _is_count(n, 1))(v) and len(v) == 3, "[channels, height, width]"),
+    "mean": (list_of(_is_number), "a list of numbers"),
+    "std": (list_of(lambda value: _is_number(value) and value > 0), "a list of positive numbers"),
     "crop_pct": (lambda value: _is_number(value) and value > 0, "a positive number"),
     "crop_mode": (lambda value: value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
     "interpolation": (_is_interpolation, "the name of an interpolation, such as bicubic"),
@@ -100,14 +101,14 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} does not describe a timm model: it holds {shown(config)} instead of an object")
     if config.get("architecture") is None:
         raise ValueError(f"{file} does not describe a timm model: it has no architecture")
-    _check(file, config, CONFIG_KEYS)
+    check_values(file, config, CONFIG_KEYS)
     version = config.get("repmlp_format") or 0
     if version > FORMAT:
         raise ValueError(
             f"{file} has format {version}, written by a newer version of repmlp: "
             f"this one reads up to {FORMAT}, update it"
         )
-    _check(file, config.get("pretrained_cfg") or config, PRETRAINED_KEYS)
+    check_values(file, config.get("pretrained_cfg") or config, PRETRAINED_KEYS)
     if wrong := sorted(NOT_MODEL_ARGS & set(config.get("model_args") or {})):
         raise ValueError(f"{file}: model_args has {', '.join(wrong)}, which does not describe a network: remove it")
     return config
@@ -156,10 +157,11 @@ def check_label_names(names: Sequence[str], num_classes: int) -> None:
         raise ValueError(f"label_names has {len(names)} names for {num_classes} classes: give one for each")
 
 
-def _check(file: Path, values: Mapping[str, Any], keys: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+def check_values(where: object, values: Mapping[str, Any], keys: Keys) -> None:
+    """Raise a ValueError that names ``where`` and the key unless each value that is there will do."""
     for key, (will_do, wanted) in keys.items():
         if values.get(key) is not None and not will_do(values[key]):
-            raise ValueError(f"{file}: {key} is {shown(values[key])}, but must be {wanted}")
+            raise ValueError(f"{where}: {key} is {shown(values[key])}, but must be {wanted}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

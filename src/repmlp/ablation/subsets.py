@@ -9,7 +9,7 @@ from typing import Any
 from repmlp_settings import Train
 
 from ..files import atomic_write
-from .results import Line, Spread
+from .results import Line
 from .summary import Summary, markdown_table, spread_text
 
 
@@ -66,7 +66,7 @@ class ImagesStudy:
         return {
             "steps": self.steps,
             "accuracy": {
-                title: {images: _spread_dict(line.accuracy) for images, line in own.items()}
+                title: {images: line.accuracy and asdict(line.accuracy) for images, line in own.items()}
                 for title, own in self.lines().items()
             },
             "epochs": {images: summary.recipe.epochs for images, summary in self.summaries.items()},
@@ -91,10 +91,6 @@ class ImagesStudy:
         )
         atomic_write(folder / "images.md", text)
         atomic_write(folder / "images.json", json.dumps(self.to_dict(), indent=1) + "\n")
-
-
-def _spread_dict(spread: Spread | None) -> dict[str, Any] | None:
-    return asdict(spread) if spread else None
 
 
 def subset_folders(output: Path, numbers: Sequence[int]) -> dict[int, Path]:

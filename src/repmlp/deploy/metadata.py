@@ -1,7 +1,6 @@
 """What an exported file says about itself: one JSON object in every file, so that it needs no model folder."""
 
 import json
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +9,7 @@ from timm.models import FeatureDictNet, FeatureHookNet, get_model_input_config
 from timm.models._features import FeatureGetterNet  # not public, unlike the others
 
 from ..messages import shown
-from ..model_config import label_names_of
+from ..model_config import PRETRAINED_KEYS, Keys, check_label_names, check_values, is_text, label_names_of, list_of
 from .engines import INPUT, OUTPUT, Metadata
 
 
@@ -56,45 +55,18 @@ def parse_metadata(text: str) -> Metadata:
         raise ValueError(f"its metadata is not JSON ({error})") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"its metadata is not an object but {shown(metadata)}")
-    for key, (is_valid, wanted) in _KEYS.items():
-        if key not in metadata:
+    for key in _KEYS:
+        if metadata.get(key) is None and key != "label_names":
             raise ValueError(f"its metadata lacks {key}")
-        if not is_valid(metadata[key]):
-            raise ValueError(f"{key} in its metadata is {shown(metadata[key])}: it must be {wanted}")
+    check_values("its metadata", metadata, _KEYS)
     for key in ("mean", "std"):
         if len(metadata[key]) != metadata["input_size"][0]:
             raise ValueError(
                 f"{key} in its metadata has {len(metadata[key])} numbers for {metadata['input_size'][0]} channels"
             )
-    labels = metadata.get("label_names")
-    if labels is not None and not (_strings(labels) and len(labels) == metadata["num_classes"]):
-        raise ValueError(f"label_names in its metadata must be {metadata['num_classes']} texts, one per class")
+    if metadata.get("label_names") is not None:
+        check_label_names(metadata["label_names"], metadata["num_classes"])
     return metadata
 
 
-def _integer(value: object, least: int) -> bool:
-    return type(value) is int and least <= value < 2**31
-
-
-def _number(value: object, above: float = -1e9) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < 1e9
-
-
-def _strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-#: The keys that reading a file takes: whether a value is right, and what is.
-_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "input_size": (
-        lambda v: isinstance(v, list) and len(v) == 3 and all(_integer(n, 1) for n in v),
-        "three positive integers, [C, H, W]",
-    ),
-    "num_classes": (lambda v: _integer(v, 0), "an integer, 0 or more"),
-    "output": (lambda v: isinstance(v, str) or (_strings(v) and bool(v)), "a name or a list of names"),
-    "mean": (lambda v: isinstance(v, list) and all(map(_number, v)), "a list of numbers"),
-    "std": (lambda v: isinstance(v, list) and all(_number(n, 0) for n in v), "a list of positive numbers"),
-    "interpolation": (lambda v: isinstance(v, str), "a name"),
-    "crop_pct": (lambda v: _number(v, 0), "a positive number"),
-    "crop_mode": (lambda v: isinstance(v, str), "a name"),
-}
+_KEYS: Keys = {**PRETRAINED_KEYS, "output": (lambda v: is_text(v) or list_of(is_text)(v), "a name or a list of names")}

@@ -16,9 +16,9 @@ def to_double(x: Tensor) -> Tensor:
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
-def row_slices(weight: Tensor, numel: int = 2**18) -> Iterator[slice]:
-    """Slices of the first axis of a weight, of about ``numel`` numbers each: float64 copies of them stay small."""
-    step = max(1, numel * weight.shape[0] // max(1, weight.numel()))
+def row_slices(weight: Tensor) -> Iterator[slice]:
+    """Slices of the first axis of a weight, of about 2^18 numbers each: float64 copies of them stay small."""
+    step = max(1, 2**18 * weight.shape[0] // max(1, weight.numel()))
     return (slice(start, start + step) for start in range(0, weight.shape[0], step))
 
 

@@ -190,8 +190,8 @@ def _round(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class _Batches:
     """Calibration images as onnxruntime reads them."""
 
-    def __init__(self, images: Tensor, size: int = 32) -> None:
-        self.batches: Iterator[Tensor] = iter(images.float().split(size))
+    def __init__(self, images: Tensor) -> None:
+        self.batches: Iterator[Tensor] = iter(images.float().split(32))
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.batches, None)
