@@ -137,7 +137,9 @@ def run_tests(source: Path, tests: list[str], seconds: int) -> str:
         os.environ["PYTHONPATH"] = str(source)
         import pytest
 
-        os._exit(int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])))
+        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # timm has imported some plugins already
+        os._exit(int(pytest.main([*options, *tests])))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return "timeout" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
