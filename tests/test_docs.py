@@ -65,6 +65,7 @@ def test_the_table_of_networks_is_current():
     assert script.page(script.PAGE.read_text()) == script.PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     text = (ROOT / "docs" / "start.md").read_text()

@@ -134,6 +134,7 @@ print("loaded", len(names) + 3)
 """
 
 
+@pytest.mark.slow
 def test_merged_networks_run_where_this_package_is_not_imported(tmp_path):
     """timm alone builds the network from the folder, or from its class, and loads the weights strictly."""
     for name, arguments in [*TIMM.items(), *((name, {}) for name in OURS)]:
