@@ -6,19 +6,23 @@ scales: if not a single bit of the outputs changes, no input reveals it. Exact c
 be accepted; the table shows how far they are from the limit.
 
     python benchmarks/mutations.py --networks 300 --small 1700 --exact 500
+
+Writes benchmarks/results/mutations.csv row by row, and continues where it was stopped; mutations.md sums it up.
 """
 
 import argparse
 import copy
+import csv
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from common import table, write
+from common import HERE, table
 from timm.models.byobnet import MobileOneBlock, RepVggBlock
 from timm.models.fastvit import ReparamLargeKernelConv, RepMixer
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 import repmlp
 from repmlp.conversion.rounding import LIMIT
+from repmlp.deploy.environment import machine
 from repmlp.layers import ConvNorm, RepMLPv2
 
 Model = tuple[nn.Module, Callable[[nn.Module], nn.Module], Any]  # training form, conversion, inputs
@@ -34,6 +39,16 @@ Model = tuple[nn.Module, Callable[[nn.Module], nn.Module], Any]  # training form
 LEAST = 0.05
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))  # for timm's networks
 KINDS = ("sign", "zero the largest", "swap rows", "add a tenth", "drop a tap")
+COLUMNS = {
+    "part": "exact, networks or small",
+    "number": "of the network, or seed of the block",
+    "model": "its kind",
+    "change": "what was changed; the dtype of an exact conversion",
+    "where": "name of the tensor or norm",
+    "outcome": "accepted or rejected; a change that is accepted is invisible or missed",
+    "ratio": "of the first difference, or the largest of an exact conversion",
+    "named": "the tensor or module that the report names",
+}
 
 
 def randomize(model: nn.Module, seed: int) -> nn.Module:
@@ -68,9 +83,8 @@ def train(model: nn.Module, images: Tensor, steps: int = 20) -> nn.Module:
 # Models
 
 
-def networks() -> Iterator[tuple[str, Model]]:
+def networks() -> dict[str, Callable[[], Model]]:
     """Small networks of this package, trained and randomized, and of timm, randomized."""
-    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ours: dict[str, tuple[str, dict[str, Any]]] = {
         "v1": ("repmlp_cifar", {"img_size": 32, "channels": (4, 8), "partition_size": 8, "kernel_sizes": (1, 3)}),
         "v1, ResNet": (
@@ -97,13 +111,6 @@ def networks() -> Iterator[tuple[str, Model]]:
         ),
         "ResMLP with locality": ("resmlp_6_32", {"num_blocks": 2, "embed_dim": 32}),
     }
-    for name, (architecture, arguments) in ours.items():
-        for state in ("trained", "randomized"):
-            torch.manual_seed(0)
-            model = timm.create_model(architecture, num_classes=10, **arguments)
-            if "locality" in name:
-                repmlp.inject_locality(model)
-            yield f"{name}, {state}", (train(model, x) if state == "trained" else randomize(model, 0), convert, x)
     thin: dict[str, dict[str, Any]] = {
         "test_resnet": {},
         "test_efficientnet": {},
@@ -111,10 +118,26 @@ def networks() -> Iterator[tuple[str, Model]]:
         "repvit_m0_9": {"embed_dim": (16, 24, 32, 32), "depth": (1, 1, 1, 1)},
         "levit_128s": {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)},
     }
-    for name, arguments in thin.items():
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=10, **arguments)
-        yield f"{name}, randomized", (randomize(model, 0), convert_and_fold, IMAGES)
+    return {
+        **{f"{n}, trained": partial(build_ours, *about, trained=True) for n, about in ours.items()},
+        **{f"{n}, randomized": partial(build_ours, *about, trained=False) for n, about in ours.items()},
+        **{f"{n}, randomized": partial(build_timm, n, arguments) for n, arguments in thin.items()},
+    }
+
+
+def build_ours(architecture: str, arguments: dict[str, Any], trained: bool) -> Model:
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=10, **arguments)
+    if architecture.startswith("resmlp"):
+        repmlp.inject_locality(model)
+    return (train(model, x) if trained else randomize(model, 0)), convert, x
+
+
+def build_timm(architecture: str, arguments: dict[str, Any]) -> Model:
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=10, **arguments)
+    return randomize(model, 0), convert_and_fold, IMAGES
 
 
 def small(seed: int) -> tuple[str, Model]:
@@ -192,7 +215,7 @@ def mutate(model: nn.Module, deploy: nn.Module, how: Callable, draw: random.Rand
     while True:
         name, kind = (
             draw.choice(names),
-            draw.choice(("sign", "zero the largest", "swap rows", "add a tenth", "drop a tap")),
+            draw.choice(KINDS),
         )
         tensor = changed.state_dict()[name]  # shares memory with the model
         flat, spread = tensor.view(-1), tensor.std().item()
@@ -224,87 +247,120 @@ def is_visible(deploy: nn.Module, changed: nn.Module, x: Tensor) -> bool:
     return False
 
 
-def run_mutations(count: int, models: Iterator[tuple[str, Model]], each: int, seed: int) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-    for index, (name, (model, how, x)) in enumerate(models):
-        deploy = how(model)
-        assert repmlp.verify(model, deploy, x), f"{name}: an exact conversion is rejected"
-        draw = random.Random(seed + index)
-        for _ in range(min(each, count - len(results))):
-            changed, kind, where = mutate(model, deploy, how, draw)
-            report = repmlp.verify(model, changed, x)
-            row = {"model": name, "kind": kind, "where": where, "rejected": not report}
-            first = report.first_difference
-            if first is None:
-                row["outcome"] = "missed" if is_visible(deploy, changed, x) else "invisible"
-                print(name, kind, where, row["outcome"], flush=True)
-            else:
-                row["outcome"], row["ratio"], row["named"] = "rejected", first.ratio, first.tensor or first.name
-            results.append(row)
-        if len(results) >= count:
-            break
-        if index % 100 == 0:
-            print(f"{len(results)} of {count} changes, at {name}", flush=True)
-    return results
+def run_mutations(name: str, model: Model, count: int, seed: int) -> list[dict[str, Any]]:
+    """Change the converted model ``count`` times, and see what ``verify`` says of each change."""
+    reference, how, x = model
+    deploy = how(reference)
+    assert repmlp.verify(reference, deploy, x), f"{name}: an exact conversion is rejected"
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        changed, change, where = mutate(reference, deploy, how, draw)
+        first = repmlp.verify(reference, changed, x).first_difference
+        row = {"model": name, "change": change, "where": where}
+        if first is None:
+            row["outcome"] = "missed" if is_visible(deploy, changed, x) else "invisible"
+        else:
+            row |= {"outcome": "rejected", "ratio": f"{first.ratio:.3g}", "named": first.tensor or first.name}
+        rows.append(row)
+    return rows
 
 
-def run_exact(count: int) -> list[dict[str, Any]]:
-    """Exact conversions of randomized blocks in all dtypes."""
-    results: list[dict[str, Any]] = []
-    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    for seed in range(count):
-        kind, (model, how, x) = small(1_000_000 + seed)
-        dtype = dtypes[seed % len(dtypes)]
-        model, x = model.to(dtype), x.to(dtype)
-        native = kind.startswith("timm") and "folded" not in kind and seed % 8 < 4
-        report = repmlp.verify(model, convert_natively(model) if native else how(model), x)
-        ratio = max(row.ratio for row in (*report.blocks, report.network))
-        arithmetic = f"{str(dtype)[6:]}, merged in {'that dtype by timm' if native else 'float64'}"
-        results.append({"model": kind, "dtype": arithmetic, "accepted": bool(report), "ratio": ratio})
-        if not report:
-            print(f"{kind} {dtype}: rejected\n{report}", flush=True)
-    return results
+def run_exact(number: int) -> list[dict[str, Any]]:
+    """One exact conversion of a randomized block, or network in each 25th case; the dtypes take turns."""
+    dtype = (torch.float64, torch.float32, torch.bfloat16, torch.float16)[number % 4]
+    if number % 25 == 0:
+        builders = networks()
+        kind = list(builders)[(number // 25) % len(builders)]
+        model, how, x = builders[kind]()
+        model, dtype = randomize(model, number), dtype if dtype == torch.float64 else torch.float32
+    else:
+        kind, (model, how, x) = small(1_000_000 + number)
+    model, x = model.to(dtype), x.to(dtype)
+    native = kind.startswith("timm") and "folded" not in kind and number % 8 < 4
+    report = repmlp.verify(model, convert_natively(model) if native else how(model), x)
+    ratio = max(row.ratio for row in (*report.blocks, report.network))
+    arithmetic = f"{str(dtype)[6:]}, merged in {'that dtype by timm' if native else 'float64'}"
+    outcome = "accepted" if report else "rejected"
+    return [{"model": kind, "change": arithmetic, "outcome": outcome, "ratio": f"{ratio:.3g}"}]
 
 
-def summary(results: list[dict[str, Any]], exact: list[dict[str, Any]]) -> str:
+def summary(rows: list[dict[str, Any]]) -> str:
     parts = []
-    if results:
+    for part in ("networks", "small"):
         outcomes: dict[str, Counter] = defaultdict(Counter)
-        for row in results:
-            outcomes[row["model"]][row["outcome"]] += 1
+        for row in rows:
+            if row["part"] == part:
+                outcomes[row["model"]][row["outcome"]] += 1
         outcomes["all"] = sum(outcomes.values(), Counter())
         columns = ("rejected", "invisible", "missed")
-        rows = [[name, *(str(counts[column]) for column in columns)] for name, counts in outcomes.items()]
-        ratios = sorted(row["ratio"] for row in results if row["outcome"] == "rejected")
-        parts += [
-            table(["changes in", *columns], rows),
+        lines = [[name, *(str(counts[column]) for column in columns)] for name, counts in sorted(outcomes.items())]
+        parts.append(table([f"changes in {part}" if part == "networks" else "changes in blocks", *columns], lines))
+    changes = [row for row in rows if row["part"] != "exact"]
+    kinds = Counter(row["change"] for row in changes)
+    parts.append(table(["change", "number"], [[kind, str(number)] for kind, number in sorted(kinds.items())]))
+    ratios = sorted(float(row["ratio"]) for row in changes if row["outcome"] == "rejected")
+    if ratios:
+        parts.append(
             f"Smallest ratio of a rejected change: {ratios[0]:.3g}; median {ratios[len(ratios) // 2]:.3g}; "
-            f"the limit is {LIMIT:g}.",
-        ]
-    if exact:
-        rows = []
-        for dtype in sorted({row["dtype"] for row in exact}):
-            ratios = sorted(row["ratio"] for row in exact if row["dtype"] == dtype)
-            accepted = sum(row["accepted"] for row in exact if row["dtype"] == dtype)
-            at = [ratios[len(ratios) // 2], ratios[int(len(ratios) * 0.99)], ratios[-1]]
-            rows.append([dtype, str(len(ratios)), str(accepted), *(f"{ratio:.3g}" for ratio in at)])
-        parts.append(table(["exact conversions in", "number", "accepted", "median", "99%", "largest ratio"], rows))
+            f"the limit is {LIMIT:g}."
+        )
+    exact = [row for row in rows if row["part"] == "exact"]
+    lines = []
+    for dtype in (*sorted({row["change"] for row in exact}), "all"):
+        of_dtype = [row for row in exact if dtype in (row["change"], "all")]
+        ratios = sorted(float(row["ratio"]) for row in of_dtype)
+        accepted = sum(row["outcome"] == "accepted" for row in of_dtype)
+        at = [ratios[len(ratios) // 2], ratios[int(len(ratios) * 0.99)], ratios[-1]] if ratios else []
+        lines.append([dtype, str(len(ratios)), str(accepted), *(f"{ratio:.3g}" for ratio in at)])
+    parts.append(table(["exact conversions in", "number", "accepted", "median", "99%", "largest ratio"], lines))
     return "\n\n".join(parts)
 
 
+def tasks(exact: int, in_networks: int, in_blocks: int) -> Iterator[tuple[str, int, Callable[[], list]]]:
+    """All there is to run: the part, the number, and a function that returns rows."""
+    for number in range(exact):
+        yield "exact", number, partial(run_exact, number)
+    made = networks()
+    for number, (name, build) in enumerate(made.items()):
+        count = in_networks // len(made) + (number < in_networks % len(made))
+        yield (
+            "networks",
+            number,
+            lambda name=name, build=build, count=count, number=number: run_mutations(name, build(), count, number),
+        )
+    for number in range(-(-in_blocks // 4)):
+        yield (
+            "small",
+            number,
+            lambda number=number: run_mutations(*small(number), min(4, in_blocks - 4 * number), number),
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=300, help="changes in networks")
     parser.add_argument("--small", type=int, default=1700, help="changes in single blocks")
     parser.add_argument("--exact", type=int, default=500, help="exact conversions")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="mutations", help="of the files in results/")
     args = parser.parse_args()
-    exact = run_exact(args.exact)
-    results = run_mutations(args.small, (small(args.seed + i) for i in range(args.small)), 4, args.seed)
-    write(args.name, vars(args), results + exact, summary(results, exact))
-    results += run_mutations(args.networks, networks(), -(-args.networks // 13), args.seed)
-    write(args.name, vars(args), results + exact, summary(results, exact))
+    file = HERE / "results" / f"{args.name}.csv"
+    rows: list[Mapping[str, Any]] = list(csv.DictReader(file.open())) if file.exists() else []
+    done = {(row["part"], int(row["number"])) for row in rows}
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        if not rows:
+            writer.writeheader()
+        for part, number, run in tasks(args.exact, args.networks, args.small):
+            if (part, number) not in done:
+                new = [{"part": part, "number": number, **row} for row in run()]
+                writer.writerows(new)
+                stream.flush()
+                rows += new
+    about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    text = f"Made by `python benchmarks/{args.name}.py`: {about}.\n\n{summary(rows)}\n"
+    file.with_suffix(".md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -22,21 +22,20 @@ def mutations():
 
 
 def test_random_errors_are_found(mutations):
-    results = mutations.run_mutations(24, (mutations.small(seed) for seed in range(1000, 1012)), 2, seed=1000)
-    assert len(results) == 24
+    results = [row for seed in range(1000, 1010) for row in mutations.run_mutations(*mutations.small(seed), 2, seed)]
     assert [row for row in results if row["outcome"] == "missed"] == []
-    assert sum(row["outcome"] == "rejected" for row in results) >= 20
+    assert sum(row["outcome"] == "rejected" for row in results) >= 16
 
 
 def test_exact_conversions_are_accepted(mutations):
-    results = mutations.run_exact(16)
-    assert all(row["accepted"] for row in results)
-    assert {row["dtype"].partition(",")[0] for row in results} == {"float64", "float32", "bfloat16", "float16"}
-    assert max(row["ratio"] for row in results) > 0.1  # they do round
+    results = [row for number in range(16) for row in mutations.run_exact(number)]
+    assert all(row["outcome"] == "accepted" for row in results)
+    assert {row["change"].partition(",")[0] for row in results} == {"float64", "float32", "bfloat16", "float16"}
+    assert max(float(row["ratio"]) for row in results) > 0.1  # they do round
 
 
 @pytest.mark.slow
 def test_random_errors_in_networks_are_found(mutations):
-    results = mutations.run_mutations(39, mutations.networks(), 3, seed=7)
-    assert len(results) == 39
-    assert [row for row in results if row["outcome"] == "missed"] == []
+    for name, build in mutations.networks().items():
+        results = mutations.run_mutations(name, build(), 3, seed=7)
+        assert [row for row in results if row["outcome"] == "missed"] == []
