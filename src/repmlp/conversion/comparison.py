@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .contract import iter_reparameterizable
-from .differences import find_differences, is_leaf, own_tensors, paired_modules, same_weights, translate
+from .differences import find_differences, is_leaf, own_tensors, paired_modules, translate
+from .preparation import in_eval_mode
 from .probing import (
     GROUPS,
     MANY_SAMPLES,
@@ -27,10 +28,12 @@ from .probing import (
     record_calls,
 )
 from .report import BlockDeviation, is_equal
-from .rounding import LIMIT, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
+from .rounding import LIMIT, TYPICAL, Deviation, Tally, largest_deviation, rounded_copy, tensors_of, wide_copy
 
 #: Beyond this relative deviation a group of modules is not examined further while a larger one may make up for it.
 _HOPELESS = 0.1
+#: A larger relative deviation in float64 is one of the weights, not of arithmetic.
+NOT_ARITHMETIC = 1e-13
 
 
 @dataclass
@@ -75,12 +78,12 @@ class Comparison:
         ours = {name: self.wide[0].get_submodule(name) for name in self.pairs}
         theirs = {name: self.wide[1].get_submodule(translate(name, self.names)) for name in self.pairs}
         with record_calls(ours) as calls_a:
-            a = self.wide[0](*args, **kwargs)
+            a = run_wide(self.wide[0], args, kwargs)
         with record_calls(theirs) as calls_b:
-            b = self.wide[1](*args, **kwargs)
+            b = run_wide(self.wide[1], args, kwargs)
         self.calls = (calls_a, calls_b)
         tally = Tally()
-        tally.add(a, b, [(a, self.rounded[0](*args, **kwargs)), (b, self.rounded[1](*args, **kwargs))])
+        tally.add(a, b, [(a, run(self.rounded[0], args, kwargs)), (b, run(self.rounded[1], args, kwargs))])
         return tally, a, b
 
     def modules(self) -> dict[str, BlockDeviation]:
@@ -121,8 +124,15 @@ class Comparison:
                 return still
             self.whole |= not name and not is_block
             return []
-        if still and all(o.closed for o in still) and not (own is not None and own.weights):
-            return still
+        if still and all(o.closed and self._called(o) for o in still) and not (own is not None and own.weights):
+            rows = [o.row or self._probe(o.names) for o in still]
+            wrong = [
+                replace(o, row=row)
+                for o, row in zip(still, rows, strict=True)
+                if row is not None and not is_equal(row, self.tolerance)
+            ]
+            if wrong:
+                return wrong
         return [Open((name,), closed=True, row=row)]
 
     def _explain_chains(self, name: str, still: list[Open], inside: bool) -> list[Open]:
@@ -182,19 +192,19 @@ class Comparison:
         while probes.rows < needed:
             first = not probes.rows
             args, kwargs, groups = probes.draw()
-            a, b = (_run(module, args, kwargs) for module in (modules[0], others[0]))
+            a, b = (run(module, args, kwargs) for module in (modules[0], others[0]))
             if first:
                 exact, needed = largest_deviation(a, b), _rows_needed(a, groups, len(probes.profiles))
                 if not final and exact.relative > _HOPELESS:
                     return None
-                native = largest_deviation(*(_run(m, *_as(m, args, kwargs)) for m in (modules[2], others[2])))
+                native = largest_deviation(*(run(m, *_as(m, args, kwargs)) for m in (modules[2], others[2])))
                 row = replace(row, native=native, float64=exact)
-            moved = [(a, _run(modules[1], args, kwargs)), (b, _run(others[1], args, kwargs))]
+            moved = [(a, run(modules[1], args, kwargs)), (b, run(others[1], args, kwargs))]
             tally.add(a, b, moved, groups)
         row = replace(row, **vars(tally.verdict()))
         if names[0] in self.blocks:
             row = self._with_merged_weights(row, [*modules[:2], *others[:2]])
-        if not probes.specs and len(names) == 1 and is_leaf(modules[2]):
+        if len(names) == 1 and is_leaf(modules[2]) and (not probes.specs or row.float64.relative > NOT_ARITHMETIC):
             row = self._with_own_weights(row, names[0])
         if not is_equal(row, self.tolerance) and row.tensor is None:
             row = replace(row, tensor=self._wrong_tensor(row, names, modules[:2], others[:2]))
@@ -223,15 +233,18 @@ class Comparison:
         return row
 
     def _with_own_weights(self, row: BlockDeviation, name: str) -> BlockDeviation:
-        """Compare also the weights of a layer with integer inputs: a few tokens leave most of an embedding unread."""
+        """Compare also the weights of a layer that nothing makes up for: one may hide behind another."""
         ours, theirs = (own_tensors(module) for module in self.pairs[name])
-        for key, a in ours.items():
-            if key in theirs and not same_weights(a, theirs[key]):
-                eps = max(torch.finfo(t.dtype).eps if t.is_floating_point() else 1 for t in (a, theirs[key]))
-                a, b, step = a.double(), theirs[key].to(a.device).double(), eps / 2
-                ratio = torch.where(a != b, (a - b).abs() / (step * a.abs()), 0.0).max().item()
-                if ratio > row.ratio:
-                    row = replace(row, ratio=ratio, tensor=f"{name}.{key}".removeprefix("."))
+        for key in ours.keys() & theirs.keys():
+            a, b = ours[key].detach(), theirs[key].detach().to(ours[key].device)
+            if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
+                continue
+            eps = max(torch.finfo(t.dtype).eps for t in (a, b))
+            a, b = a.double(), b.double()
+            allowed = eps / 2 * torch.maximum(a.abs(), TYPICAL * a.square().mean().sqrt())
+            ratio = torch.where(a != b, (a - b).abs() / allowed, 0.0).max().item()
+            if ratio > max(LIMIT, row.ratio):
+                row = replace(row, ratio=ratio, tensor=f"{name}.{key}".removeprefix("."))
         return row
 
     def _wrong_tensor(
@@ -250,7 +263,7 @@ class Comparison:
         if {key.rpartition(".")[2] for key in theirs} != {"weight", "bias"} or len(theirs) != 2:
             return None
         args, kwargs = Probes(self.calls[0].arguments[names[0]]).zeros()
-        (ours, ours_rounded), (other, other_rounded) = ([_run(m, args, kwargs) for m in pair] for pair in (a, b))
+        (ours, ours_rounded), (other, other_rounded) = ([run(m, args, kwargs) for m in pair] for pair in (a, b))
         tally = Tally()
         tally.add(ours, other, [(ours, ours_rounded), (other, other_rounded)])
         if tally.verdict().ratio > LIMIT:
@@ -261,13 +274,35 @@ class Comparison:
 
 def _chain(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
     modules = [model.get_submodule(name) for name in names]
-    return modules[0] if len(modules) == 1 else nn.Sequential(*modules).eval()
+    return modules[0] if len(modules) == 1 else in_eval_mode(nn.Sequential(*modules))
 
 
-def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """Call a module on copies: some write to their inputs."""
+def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Call a module on copies, since some write to their inputs; those that draw random numbers get the same ones."""
     args, kwargs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
-    return module(*args, **kwargs)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(0)  # manual_seed itself takes longer than a small module
+        if devices:
+            torch.cuda.manual_seed_all(0)
+        return module(*args, **kwargs)
+
+
+def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Call a model in float64.
+
+    Raises:
+        ValueError: if it cannot compute in float64.
+    """
+    try:
+        return run(model, args, kwargs)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "type" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} cannot compute in float64 ({error}): verify compares a float64 copy. If only b "
+            f"cannot, pass a function that calls it"
+        ) from error
 
 
 def _as(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

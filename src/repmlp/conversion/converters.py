@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from .preparation import make_permanent, package_of, why_not_mergeable
+from .preparation import in_eval_mode, make_permanent, package_of, why_not_mergeable
 
 #: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
 CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
@@ -38,7 +39,8 @@ def why_not_its_own_converter(cls: type[nn.Module]) -> str | None:
     """Why a block cannot know how to convert itself: its class overrides the forward of another package's block."""
     authors = [base for base in cls.__mro__ if any(name in vars(base) for name in CONVERTERS)]
     newer = cls.__mro__[: cls.__mro__.index(authors[0])]
-    if any("forward" in vars(base) and package_of(base) != package_of(authors[0]) for base in newer):
+    overrides = [base for base in newer if "forward" in vars(base) or "__call__" in vars(base)]
+    if any(package_of(base) != package_of(authors[0]) for base in overrides):
         return f"overrides forward, but inherits its conversion from {authors[0].__name__}: override that too"
     return None
 
@@ -79,14 +81,13 @@ class Twin:
             for key, value in vars(module).items():
                 if key.endswith("_hooks"):  # hooks may hold other models: only their table is copied
                     memo[id(value)] = OrderedDict(value)
-            plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
-            for t in (*module._parameters.values(), *module._buffers.values(), *plain):
-                if t is not None and id(t) not in memo:
+            for t in tree_leaves(vars(module)):  # also tensors that are plain attributes
+                if isinstance(t, Tensor) and id(t) not in memo:
                     new = tensor(t)
                     if isinstance(t, nn.Parameter) and new is not t:
                         new = nn.Parameter(new, t.requires_grad)
                     memo[id(t)], originals[id(t)] = new, t
-        self.block = copy.deepcopy(block, memo).eval()
+        self.block = in_eval_mode(copy.deepcopy(block, memo))
         self.modules = {id(memo[id(module)]): module for module in block.modules()}
         self.tensors = {id(memo[key]): t for key, t in originals.items()}
         self.repeated: set[nn.Module] = set()

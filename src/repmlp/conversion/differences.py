@@ -1,5 +1,6 @@
 """What differs between two models whose modules have the same names: weights, classes, attributes, hooks."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ class Difference:
         module: its name in the first model.
         tensors: names of tensors that differ or that one model lacks.
         structure: whether its class or its set of tensors differs, or a child with weights is in one model only.
-        code: whether anything but weights differs: class, attributes, hooks.
+        code: whether anything but weights differs: class, attributes, hooks, children without weights.
     """
 
     module: str
@@ -36,8 +37,13 @@ def paired_modules(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> dict
         names: names in ``b`` of modules of ``a``, where they differ; their children follow.
     """
     theirs = dict(b.named_modules(remove_duplicate=False))
+    modules = dict(a.named_modules(remove_duplicate=False))
+    for name, other_name in names.items():
+        if name not in modules or other_name not in theirs:
+            missing = f"a has no module {name!r}" if name not in modules else f"b has no module {other_name!r}"
+            raise ValueError(f"names maps {name!r} to {other_name!r}, but {missing}")
     pairs = {}
-    for name, module in a.named_modules(remove_duplicate=False):
+    for name, module in modules.items():
         other = theirs.get(translate(name, names))
         if other is not None:
             pairs[name] = (module, other)
@@ -60,10 +66,11 @@ def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[s
         ours, theirs = own_tensors(a), own_tensors(b)
         missing = ours.keys() ^ theirs.keys()
         different = {key for key in ours.keys() & theirs.keys() if not same_weights(ours[key], theirs[key])}
-        alone = (child for child in (*a.children(), *b.children()) if id(child) not in paired)
+        alone = [child for child in (*a.children(), *b.children()) if id(child) not in paired]
         parts = (part for child in alone for part in child.modules() if id(part) not in paired)
         structure = bool(missing) or any(own_tensors(part) for part in parts)
-        code = type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
+        code = bool(alone) or type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
+        code = code or not _same_plain_tensors(a, b)
         tensors = tuple(f"{name}.{key}".removeprefix(".") for key in sorted(missing | different))
         if tensors or structure or code:
             found[name] = Difference(name, tensors, structure, code)
@@ -102,12 +109,18 @@ def _has_tensors(module: nn.Module) -> bool:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """Attributes that are plain values: stride, padding, eps, number of heads, ..."""
+    """Attributes that are plain values or functions: stride, padding, eps, number of heads, activation, ..."""
     return {
-        key: value
+        key: [value.__qualname__, getattr(value, "__code__", None)] if inspect.isroutine(value) else value
         for key, value in vars(module).items()
-        if not key.startswith("_") and key != "training" and _is_plain(value)
+        if not key.startswith("_") and key != "training" and (_is_plain(value) or inspect.isroutine(value))
     }
+
+
+def _same_plain_tensors(a: nn.Module, b: nn.Module) -> bool:
+    """Whether tensors that are plain attributes of both modules are equal."""
+    ours, theirs = ({k: v for k, v in vars(m).items() if isinstance(v, Tensor)} for m in (a, b))
+    return all(same_weights(ours[key], theirs[key]) for key in ours.keys() & theirs.keys())
 
 
 def _is_plain(value: object) -> bool:

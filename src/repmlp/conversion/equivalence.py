@@ -11,7 +11,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .comparison import Comparison
+from .comparison import Comparison, run, run_wide
 from .preparation import copied
 from .probing import ROWS, Arguments
 from .report import NETWORK, BlockDeviation, EquivalenceReport
@@ -65,17 +65,21 @@ def verify(
     if batch == 0:
         raise ValueError("inputs have zero images: pass one or more")
     few = _cast(_some_rows((args, kwargs), batch), torch.float64)
-    a = copied(a).eval()
+    a = copied(a)
+    if any(t.is_meta for t in (*a.parameters(), *a.buffers())):
+        raise ValueError(f"{type(a).__name__} is on the meta device, which has no numbers: load its weights first")
     modules: tuple[BlockDeviation, ...] = ()
     if isinstance(b, nn.Module) and not _is_compiled(b):
-        b = copied(b).eval()
+        b = copied(b)
         comparison = Comparison(a, b, names or {}, tolerance)
         tally, ours, theirs = comparison.network(*few)
+        _ensure_numbers(tally, a)
         rows = comparison.modules()
         root = rows.pop("", None)
         modules, whole = tuple(rows.values()), comparison.whole
     else:
         tally, ours, theirs = _compare_callable(a, b, few)
+        _ensure_numbers(tally, a)
         root, whole = None, True
     exact = largest_deviation(ours, theirs)
     ours, theirs = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a))), _call(b, args, kwargs, _dtype(a))
@@ -116,12 +120,17 @@ def example_inputs(model: nn.Module, batch_size: int = 8) -> Tensor:
 def _compare_callable(a: nn.Module, b: Callable[..., object], few: Arguments) -> tuple[Tally, object, object]:
     """Compare a model with something that has no weights to round: its arithmetic is judged by that of ``a``."""
     args, kwargs = few
-    wide = wide_copy(a)(*args, **kwargs)
+    wide = run_wide(wide_copy(a), args, kwargs)
     native = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a)))
     theirs = _call(b, args, kwargs, _dtype(a))
     tally = Tally()
-    tally.add(wide, theirs, [(wide, rounded_copy(a, 0)(*args, **kwargs)), (wide, native)])
+    tally.add(wide, theirs, [(wide, run(rounded_copy(a, 0), args, kwargs)), (wide, native)])
     return tally, wide, theirs
+
+
+def _ensure_numbers(tally: Tally, model: nn.Module) -> None:
+    if not tally.sums:
+        raise ValueError(f"{type(model).__name__} returns no numbers to compare")
 
 
 def _arguments(inputs: object) -> Arguments:

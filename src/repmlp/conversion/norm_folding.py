@@ -10,13 +10,14 @@ import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..layers.conv_norm import fold_norm_
 from .converters import storage_of, tensors_of
 from .equivalence import example_inputs
-from .preparation import copied, ensure_copyable
+from .preparation import copied, ensure_copyable, in_eval_mode
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FOLDED = "folded_norm"  # an attribute of what replaces a folded norm
@@ -33,7 +34,8 @@ def fold_norms(model: nn.Module, inputs: object = None, inplace: bool = False) -
     shared weights and layers that are called twice stay as they are, and so does a BN or layer with a hook or a
     ``forward`` of its own. Convert blocks with branches first: see :func:`repmlp.reparameterize`.
 
-    Only the graph of ``forward`` is read. The result is of the same class and has all its methods; an ``nn.Identity``
+    Only the graph of ``forward`` is read, for inputs of these shapes: pass ``inputs`` of the usual size if ``forward``
+    treats sizes differently. The result is of the same class and has all its methods; an ``nn.Identity``
     takes the place of each BN, or its activation if it has one (timm's ``BatchNormAct2d``). The arithmetic is float64,
     rounded once. A model with nothing to fold comes back as an equal copy.
 
@@ -54,7 +56,7 @@ def fold_norms(model: nn.Module, inputs: object = None, inplace: bool = False) -
     if not inplace:
         model = copied(model)
     fold_pairs_(model, folded)
-    return model.eval()
+    return in_eval_mode(model)
 
 
 def foldable_norms(model: nn.Module, inputs: object = None) -> dict[str, str]:
@@ -64,7 +66,7 @@ def foldable_norms(model: nn.Module, inputs: object = None) -> dict[str, str]:
         inputs = example_inputs(model, batch_size=2)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     inputs = tuple(x.to("meta") if isinstance(x, Tensor) else x for x in inputs)
-    ghost = meta_copy(model).eval()
+    ghost = in_eval_mode(meta_copy(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about caches that forward fills: those of the ghost
         try:
@@ -108,7 +110,7 @@ def remove_norm_(model: nn.Module, norm: nn.Module) -> None:
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy without memory: its parameters and buffers are on the meta device."""
-    tensors = (t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values(), *vars(m).values()))
+    tensors = (t for m in model.modules() for t in tree_leaves(vars(m)))
     memo: dict[int, Any] = {}
     for tensor in tensors:
         if isinstance(tensor, nn.Parameter):

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, LayerScale, LayerScale2d, SyncBatchNormAct
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..layers import GroupedLinear
@@ -43,15 +45,25 @@ _PACKAGES = ("torch", "timm", "torchvision", "repmlp")
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, which may have computed weights (pruned ones, older norms): PyTorch alone refuses those.
+    """A deep copy of a model in eval mode; also of one with computed weights or kept results, which PyTorch refuses.
+
+    The copy drops what its modules cached of their weights (LeViT's biases): they do so when they start to train.
 
     Raises:
         ValueError: if a copy would not compute with its own weights (:func:`ensure_copyable`).
     """
     ensure_copyable(model)
-    values = [value for module in model.modules() for value in vars(module).values()]
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
-    return copy.deepcopy(model, memo)
+    kept = [value for module in model.modules() for value in tree_leaves(vars(module))]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    copy_of_model = copy.deepcopy(model, memo)
+    copy_of_model.train()
+    return in_eval_mode(copy_of_model)
+
+
+def in_eval_mode(model: nn.Module) -> nn.Module:
+    """The model itself, in eval mode: ``model.eval()`` returns None if a class overrides ``train`` and forgets to."""
+    model.eval()
+    return model
 
 
 def check_forwards(model: nn.Module) -> None:
@@ -75,6 +87,9 @@ def ensure_copyable(model: nn.Module) -> None:
         if isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
             attribute = "module" if isinstance(module, WRAPPERS) else "_orig_mod"
             raise ValueError(f"{where} wraps a model: pass the model itself, its attribute {attribute}")
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(t) for t in tensors):
+            raise ValueError(f"{where} has weights without a shape: call the model once, and pass it then")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
     check_forwards(model)

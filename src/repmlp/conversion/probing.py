@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .differences import is_leaf
-from .rounding import tiled
+from .rounding import tensors_of, tiled
 
-#: Rows of a probe: normal noise, an eighth of, as large as, or 8 times as large as what the module sees; as it is, all
-#: positive or all negative, as after an activation. Biases show in small inputs, seldom active units in large ones.
+#: Rows of a probe: normal noise, a thousandth of, as large as, or 8 times as large as what the module sees; as it is,
+#: all positive or all negative, as after an activation. Small inputs show the biases, large ones seldom active units.
 PROFILES = ((1, 0), (0, 0), (2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (2, 0))
 SIZES_AND_SIGNS = 4  # the first of them: enough for large maps, whose channels have many samples in one row
-FACTORS = (1 / 8, 1.0, 8.0)
+FACTORS = (1 / 1024, 1.0, 8.0)
 GROUPS = 2 * len(FACTORS)  # sizes, which are judged apart
 #: A module that sees larger or smaller inputs is also probed around 1, where its biases are.
 ORDINARY = (1 / 16, 16.0)
@@ -72,9 +72,11 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
 
         return hook
 
-    def after(name: str) -> Callable[..., None]:
+    def after(name: str, leaf: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            if isinstance(output, Tensor):
+            if next(tensors_of(output), None) is None:
+                calls.arguments.pop(name, None)  # it writes into its inputs: nothing to compare
+            if leaf and isinstance(output, Tensor):
                 output._made_by = (name, output._version)  # type: ignore[attr-defined]
 
         return hook
@@ -83,8 +85,7 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
         for name, module in modules.items():
             leaf = is_leaf(module)
             handles.append(module.register_forward_pre_hook(before(name, leaf), with_kwargs=True))
-            if leaf:
-                handles.append(module.register_forward_hook(after(name)))
+            handles.append(module.register_forward_hook(after(name, leaf)))
         yield calls
     finally:
         for handle in handles:

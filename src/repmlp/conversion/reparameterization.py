@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .contract import is_reparameterized, iter_training_forms
 from .converters import DryRun, Twin, call_converters, converter, dry_run, replace, storage_of, tensors_of
-from .preparation import copied, ensure_copyable, lost_hooks, package_of, why_not_removable
+from .preparation import copied, ensure_copyable, in_eval_mode, lost_hooks, package_of, why_not_removable
 
 
 @torch.inference_mode(False)  # the deploy form can be trained, wherever it was made
@@ -50,7 +50,7 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
         converted.deploy = True  # type: ignore[assignment]
         for parent in holder.modules():
             replace(parent, block, converted)
-    return holder[0].eval()
+    return in_eval_mode(holder[0])
 
 
 def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:

@@ -89,6 +89,8 @@ def tensors_of(output: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_of(value, f"{path}[{index}]")
     elif hasattr(output, "__array__") or isinstance(output, bool | int | float | complex):
         yield path, torch.as_tensor(output)
+    elif hasattr(output, "__dict__") and not isinstance(output, type | nn.Module) and not callable(output):
+        yield from tensors_of(vars(output), path)
 
 
 def paired_tensors(a: object, b: object) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -103,9 +105,10 @@ def paired_tensors(a: object, b: object) -> Iterator[tuple[str, tuple[Tensor, Te
     if ours.keys() != theirs.keys():
         raise ValueError(f"outputs differ in structure, {list(ours)} and {list(theirs)}: not the same model")
     for path, tensor in ours.items():
-        other = theirs[path]
-        check_shapes(tensor, other)
-        yield path, (tensor, other.to(tensor.device))
+        pair = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (tensor, theirs[path])]
+        check_shapes(*pair)
+        if tensor.numel():
+            yield path, (pair[0], pair[1].to(tensor.device))
 
 
 def check_shapes(a: Tensor, b: Tensor) -> None:
@@ -115,8 +118,18 @@ def check_shapes(a: Tensor, b: Tensor) -> None:
 
 
 def wide_copy(model: nn.Module) -> nn.Module:
-    """A copy in float64, in eval mode."""
-    return copied(model).double().eval()
+    """A copy in float64 (complex128), in eval mode; tensors that are plain attributes included."""
+    wide = copied(model)
+    for module in wide.modules():
+        public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        for table in (vars(module), *(value for value in public.values() if isinstance(value, dict))):
+            table.update({key: widened(value) for key, value in table.items() if isinstance(value, Tensor)})
+    return wide._apply(widened)
+
+
+def widened(t: Tensor) -> Tensor:
+    """A tensor in float64 or complex128; integers stay."""
+    return t.to(torch.float64 if t.is_floating_point() else torch.complex128 if t.is_complex() else t.dtype)
 
 
 @torch.no_grad()
@@ -201,8 +214,9 @@ class Tally:
         return squares.new_zeros(self.groups, squares.shape[1]).index_add_(0, groups.to(squares.device), squares)
 
     def verdict(self) -> Verdict:
-        if self.note:
-            return Verdict(math.inf, note=self.note)
+        note = self.note or ("" if self.sums else "it returns no numbers to compare")
+        if note:
+            return Verdict(math.inf, note=note)
         worst = Verdict()
         for path, (difference, rounding, norm) in self.sums.items():
             share = torch.nan_to_num(rounding / norm).median(1, keepdim=True).values  # of a usual channel
