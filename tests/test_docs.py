@@ -1,12 +1,15 @@
 """README and docs say what is true: code runs, commands parse, links lead somewhere, tables are current."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import timm
 
+import repmlp
 from repmlp_cli import main, parse
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +37,62 @@ def test_every_command_on_a_page_parses(page, monkeypatch):
             words = [word for word in shlex.split(command, comments=True) if not re.match(r"[A-Z_]+=", word)]
             if words and words[0] == "repmlp" and not {"wait", "..."} & set(words) and "-h" not in words:
                 parse(words[1:])
+
+
+def other_commands(text: str) -> list[str]:
+    """Indented lines that start with python, make or torchrun, without comments and line breaks."""
+    joined = text.replace("\\\n", " ")
+    return re.findall(r"^    (?:srun )?((?:python|make|torchrun) .*?)(?:  +#.*)?$", joined, re.MULTILINE)
+
+
+def problem(line: str) -> str:
+    """Why a command that is not ours cannot be right; "" if nothing is wrong."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return "" if words[1] in targets else f"make has no {words[1]}"
+    if words[0] == "torchrun":
+        arguments = words[words.index("repmlp_cli") + 1 :]
+        if "$what" not in arguments:
+            parse(arguments)
+    elif words[1] == "-c":
+        compile(words[2], line, "exec")
+    elif not (ROOT / words[1]).exists() and not words[1].endswith(".check.py"):  # export writes that
+        return f"there is no {words[1]}"
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_other_command_and_every_code_block_can_be_right(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = page.read_text()
+    assert [line for line in map(problem, other_commands(text)) if line] == []
+    for language, code in re.findall(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        assert language in ("python", "sh", "json", "{toctree}", ""), f"no test reads {language}"
+        if language == "python":
+            compile(code, page.name, "exec")
+        if language == "json":
+            json.loads(code)
+        assert language or not re.search(r"^(\$ )?(repmlp|python|make) ", code, re.MULTILINE), "say that it is sh"
+
+
+def test_a_wrong_line_of_another_program_is_found():
+    assert sum(len(other_commands(page.read_text())) for page in PAGES) > 10
+    for line in ("make tset", "python benchmarks/nothing.py"):
+        assert problem(line)
+    with pytest.raises(SystemExit):
+        problem("torchrun --nproc_per_node 2 -m repmlp_cli train --no-such-flag 1 runs/x")
+    with pytest.raises(SyntaxError):
+        problem("python -c 'import'")
+
+
+def test_the_code_about_equivalence_runs(capsys):
+    compare, exactly = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "equivalence.md").read_text(), re.DOTALL)
+    names = {"repmlp": repmlp, "model": timm.create_model("repmlp_cifar", channels=(4,), img_size=16).eval()}
+    exec(compare, names)
+    assert names["report"].first_difference is None
+    exec(exactly, names)
+    assert "equal within" in capsys.readouterr().out
 
 
 def test_the_pages_have_commands_and_a_wrong_one_is_found():
