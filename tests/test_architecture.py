@@ -27,6 +27,7 @@ ROOMS = (
     "training",
     "deploy",
     "ablation",
+    "cards",
     "plot",
     "__init__",
 )

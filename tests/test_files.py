@@ -21,7 +21,9 @@ from repmlp.files import (
     ensure_folder,
     foreign_names,
     is_claimed,
+    is_sealed,
     rmtree_if_exists,
+    seal,
 )
 
 OURS = ("config.json", "model/weights", "*.png", "state/*")
@@ -315,3 +317,46 @@ def test_tensors_written_so_are_read(tmp_path):
     with atomic_file(tmp_path / "w.safetensors") as path:
         safetensors.torch.save_file({"a": torch.arange(3)}, path)
     assert safetensors.torch.load_file(tmp_path / "w.safetensors")["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("ours", "mine"),
+        lambda text: f"mine\n{text}",
+        lambda text: f"{text}mine\n",
+        lambda text: text[:-1],
+        lambda text: text.partition("\n<!--")[0],
+        lambda text: f"{text}{text}",
+        lambda text: "",
+    ],
+)
+def test_a_sealed_text_is_ours_until_somebody_edits_it(tmp_path, edit):
+    file = tmp_path / "README.md"
+    file.write_text(seal("ours\n"))
+    assert is_sealed(file)
+    (tmp_path / "link").symlink_to(file)
+    assert not is_sealed(tmp_path / "link")
+    file.write_text(edit(seal("ours\n")))
+    assert not is_sealed(file)
+
+
+def test_what_is_no_text_is_not_sealed(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff" + seal("ours").encode())
+    (tmp_path / "b").mkdir()
+    assert not any(is_sealed(tmp_path / name) for name in ("a", "b", "nothing"))
+
+
+def test_a_sealed_readme_goes_with_the_folder_it_describes(tmp_path):
+    folder = tmp_path / "m"
+    for name in ("README.md", "model/README.md"):
+        put(folder / name, seal("the card of the old weights\n"))
+    put(folder / "config.json")
+    assert foreign_names(folder, OURS) == []
+    ensure_can_write(folder, OURS, overwrite=True)
+    put(folder / "model" / "README.md", seal("ours\n") + "mine")
+    assert foreign_names(folder, OURS) == ["model/README.md"]
+    (folder / "model" / "README.md").unlink()
+    with atomic_folder(folder) as new:
+        put(new / "config.json", "new")
+    assert tree(folder) == {"config.json": "new"}

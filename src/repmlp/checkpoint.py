@@ -45,7 +45,7 @@ def save_model(
             unless it has another number of classes by now.
         data_config: preprocessing that the weights expect, where it differs from ``model.pretrained_cfg``: mean, std,
             interpolation, crop_pct.
-        overwrite: replace the model folder if it exists. A README.md in it is kept.
+        overwrite: replace the model folder if it exists. A README.md of yours in it is kept.
 
     Raises:
         FileExistsError: if the folder exists and ``overwrite`` is False, or it holds other files too.

@@ -7,6 +7,7 @@ Whatever these functions leave next to a file or folder starts with ``.repmlp-``
     .repmlp-lock-NAME        lets one process at a time write NAME; stays, and means nothing by itself
 """
 
+import hashlib
 import os
 import platform
 import shutil
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 
 OURS = ".repmlp-"
 PARTIAL, REPLACED, LOCK = f"{OURS}partial-", f"{OURS}replaced-", f"{OURS}lock-"
-README = "README.md"  # of the user: no command writes one, and replacing a folder keeps it
+README = "README.md"  # replacing a folder keeps it, unless it is sealed: made by a command, and not edited since
+SEAL = "\n<!-- repmlp "
 MAX_NAME = 255 - len(REPLACED)  # bytes; common file systems allow 255
 
 
@@ -55,7 +57,8 @@ def atomic_write(path: str | Path, text: str) -> None:
 def atomic_folder(folder: str | Path, ours: Iterable[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder to write into. When the block ends, it replaces ``folder``.
 
-    What is not ``ours``, and a README.md in any case, is copied to the new folder. By default everything is ours.
+    What is not ``ours``, and a README.md that is not sealed, is copied to the new folder. By default everything is
+    ours.
 
     The old folder is renamed aside, the new one is renamed into place, then the old one is deleted. If the process is
     killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside.
@@ -93,7 +96,8 @@ def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwr
     Args:
         path: a file, or a folder if ``ours`` is given.
         ours: names that the caller writes into the folder, relative to it, as :mod:`fnmatch` patterns, in which no
-            wildcard matches a ``/``. Only a folder that holds nothing else is replaced; a README.md is kept.
+            wildcard matches a ``/``. Only a folder that holds nothing else is replaced. A README.md is kept unless it
+            is sealed.
         overwrite: whether what exists may be replaced.
 
     Raises:
@@ -158,6 +162,7 @@ def foreign_names(folder: Path, ours: Iterable[str]) -> list[str]:
         for name in names
         if not any(part.startswith(OURS) for part in Path(name).parts)
         and not any(_matches(name, pattern) for pattern in patterns)
+        and not (Path(name).name == README and is_sealed(folder / name))
     )
 
 
@@ -167,10 +172,25 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
+def seal(text: str) -> str:
+    """Add a last line that shows that nobody has edited the text since: see :func:`is_sealed`."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text}{SEAL}{digest[:16]}: a command may replace this file as long as nobody edits it -->\n"
+
+
+def is_sealed(file: Path) -> bool:
+    """Whether a command wrote a text file, by :func:`seal`, and nobody has edited it. A link never is."""
+    try:
+        text = "" if file.is_symlink() else file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return SEAL in text and seal(text.rpartition(SEAL)[0]) == text
+
+
 def _carry_over(folder: Path, new: Path, ours: Iterable[str] | None) -> None:
     """Copy what is not ours from a folder, if there is one, to its replacement."""
     foreign = [] if ours is None else foreign_names(folder, ours)
-    readme = [README] if os.path.lexists(folder / README) else []
+    readme = [README] if os.path.lexists(folder / README) and not is_sealed(folder / README) else []
     for name in [*foreign, *readme]:
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("/"):

@@ -7,12 +7,13 @@ from torch import nn
 
 from repmlp import complexity, fold_norms, is_reparameterized, load_model, official, reparameterize, save_model, verify
 from repmlp.checkpoint import MODEL_FILES, model_folder
-from repmlp.conversion import needs_reparameterize
+from repmlp.conversion import EquivalenceReport, needs_reparameterize
 from repmlp.conversion.forms import describe_form
 from repmlp.counting import batch_norms
 from repmlp.files import atomic_file, ensure_can_write
 from repmlp_settings import Convert
 
+from .card import describe_folder, name_forms
 from .console import print_report, say
 from .verify import inputs_for
 
@@ -60,11 +61,12 @@ def run(settings: Convert) -> int:
     if settings.to == "official":
         return write_official(deploy, output)
     save_model(deploy, output, overwrite=settings.overwrite)
+    describe_folder(output, settings.model, name_forms(model, deploy), report)
     say(f"wrote {output}")
     return 0
 
 
-def converted(model: nn.Module) -> nn.Module | None:
+def converted(model: nn.Module) -> tuple[nn.Module, EquivalenceReport] | None:
     """The deploy form for a command that needs it, verified in one line; else None, with the reason printed."""
     deploy = reparameterize(model)
     report = verify(model, deploy)
@@ -73,7 +75,7 @@ def converted(model: nn.Module) -> nn.Module | None:
         say(("the forms differ: nothing written", "red"))
         return None
     say(f"converted first: relative error {report.network.native.relative:.1e}, {report.verdict()}")
-    return deploy
+    return deploy, report
 
 
 def write_official(model: nn.Module, file: Path) -> int:

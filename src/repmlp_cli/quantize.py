@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from repmlp import load_model
+from repmlp.cards import DEPLOY
+from repmlp.cards import table as markdown_table
 from repmlp.conversion import needs_reparameterize
 from repmlp.data import load_data
 from repmlp.deploy import Quantized, calibration_images, quantize
@@ -11,8 +13,11 @@ from repmlp.deploy.quantization import check_target
 from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
 
+from .card import describe_file, name_forms
 from .console import say, show_progress, table
 from .convert import converted, default_output
+
+HEADER = ("", "float32", "int8")
 
 
 def run(settings: Quantize) -> int:
@@ -30,10 +35,13 @@ def run(settings: Quantize) -> int:
             calibration = calibration_images(model, data, settings.calibration_images)
             if len(calibration) < settings.calibration_images:
                 say(f"calibrating on all {len(calibration)} training images: fewer than {settings.calibration_images}")
+    forms, proof = name_forms(model), None
     if needs_reparameterize(model):
-        model = converted(model)
-        if model is None:
+        both = converted(model)
+        if both is None:
             return 1
+        model, proof = both
+        forms |= {DEPLOY: model}
     with show_progress() as on_progress:
         done = quantize(
             model,
@@ -48,14 +56,30 @@ def run(settings: Quantize) -> int:
             on_progress=on_progress,
         )
     report(done, settings)
+    calibrated = "" if calibration is None else f", calibrated on {len(calibration)} images"
+    describe_file(
+        file,
+        settings.model,
+        f"{summary(done)}{calibrated}\n\n{markdown_table(HEADER, rows_of(done, settings))}",
+        forms,
+        proof,
+    )
     say(f"wrote {file}; next: repmlp eval {file} {settings.data or 'DATA'}")
     say(f"to check it on another machine: python {file.name}.check.py")
     return 0
 
 
 def report(done: Quantized, settings: Quantize) -> None:
-    n = done.num_images
+    table(f"{summary(done)}; {settings.data or 'no data'}", HEADER, rows_of(done, settings))
+
+
+def summary(done: Quantized) -> str:
     bits = "7-bit weights, for x86 CPUs without VNNI" if done.weight_bits == 7 else "8-bit weights"
+    return f"{done.engine}, {done.method}, {bits}"
+
+
+def rows_of(done: Quantized, settings: Quantize) -> list[list[str]]:
+    n = done.num_images
     rows = [
         ["relative error, random images", "", f"{done.error:.1e}"],
         ["MB", f"{done.size_float32 / 1e6:.2f}", f"{done.size / 1e6:.2f}"],
@@ -67,4 +91,4 @@ def report(done: Quantized, settings: Quantize) -> None:
             ["same predictions", "", f"{done.num_agree} of {n}"],
             *rows,
         ]
-    table(f"{done.engine}, {done.method}, {bits}; {settings.data or 'no data'}", ["", "float32", "int8"], rows)
+    return rows

@@ -1,6 +1,7 @@
 """`repmlp train`"""
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from repmlp.training import Run, Stopped, stored_settings
 from repmlp.training import train as run_training
 from repmlp_settings import Train
 
+from .card import describe_run
 from .console import say, training_progress
 from .text import with_flags
 
 
 def run(settings: Train) -> int:
     done = train(settings)
+    if os.environ.get("RANK", "0") == "0":
+        describe_run(done.folder)
     say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 
