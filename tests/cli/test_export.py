@@ -109,7 +109,7 @@ def test_errors_are_one_line_that_says_what_to_do(run, tmp_path, capsys, monkeyp
 
     assert "deploy.onnx exists already" in error("export", run / "deploy")
     assert "there is no model folder" in error("export", tmp_path / "nothing" / "m")
-    assert "end it in .onnx" in error("export", run, tmp_path / "a.xml")
+    assert "end it in .onnx" in error("export", run, tmp_path / "a.xml", "--format=onnx")
     assert "use 18 or later" in error("export", run, tmp_path / "a.onnx", "--opset=9")
     assert "there is no exported file" in error("eval", tmp_path / "a.onnx", "digits")
     assert "there is no exported file" in error("predict", tmp_path / "a.pt2", "x.png")
