@@ -26,6 +26,7 @@ PACKAGES = (
     "repmlp.deploy",
     "repmlp.ablation",
     "repmlp.plot",
+    "repmlp.report",
 )
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "ablation",
     "cards",
     "plot",
+    "report",
     "__init__",
 )
 #: What may be imported from outside, where that is limited. The settings are read before PyTorch is imported.

@@ -180,7 +180,7 @@ def test_a_strangers_file_in_the_model_folder_does_not_stop_a_run(begun, tmp_pat
         *((f"{folder}/{name}", True) for folder in ("model", "deploy") for name in MODEL_FILES),
         *((name, True) for name in ("deploy.onnx", "deploy.xml", "deploy.bin", "deploy.aoti.pt2", "int8.torchscript")),
         *((name, True) for name in ("deploy.onnx.check.npz", "int8.xml.check.py", "mine.onnx.check.py")),
-        *((name, True) for name in ("converted.json", "fc3.png", "official.pth", "README.md", "state/")),
+        *((name, True) for name in ("converted.json", "fc3.png", "report.html", "official.pth", "README.md", "state/")),
         *((name, True) for name in (".repmlp-lock-deploy.onnx", "state/.repmlp-partial-x/state.pt")),
         *((name, True) for name in ("repmlp/events.out.tfevents.1.host", "repmlp/17.5/hparams.yml")),
         *((name, False) for name in ("notes.txt", "photo.png", "photos/a.png", "deploy.txt", "int8.md", "mine.onnx")),

@@ -36,7 +36,7 @@ OnStep = Callable[[Step], None]
 OnEpoch = Callable[[Epoch], None]
 #: Files that this package writes into a run folder; a folder with any other file is not overwritten.
 RUN_FILES = (
-    *("config.yaml", "metrics.csv", "curves.png", "test.json", "state/", "state/state.pt"),  # training
+    *("config.yaml", "metrics.csv", "curves.png", "report.html", "test.json", "state/", "state/state.pt"),  # training
     *(f"{folder}/{name}" for folder in ("model", "deploy") for name in MODEL_FILES),
     *("converted.json", "fc3.png"),  # the ablation, the demo
     *(f"repmlp/{folder}events.out.tfevents.*" for folder in ("", "[0-9]*/")),  # tensorboard
