@@ -21,10 +21,12 @@ from repmlp.ablation import (
     summarize,
 )
 from repmlp.plot import plot_ablation, plot_curves, plot_energy, plot_images_study
+from repmlp.report import write_ablation_report
 from repmlp.training import Stopped
 from repmlp_settings import Ablate, Train
 
 from .console import say, table, training_progress
+from .report import write_report
 from .train import keep_freed_memory, resumable
 
 
@@ -75,6 +77,7 @@ def ablate(settings: Ablate, recipe: Train, output: Path, jobs: list[Job]) -> tu
         plot_energy(trained_networks(jobs), output / "energy.png", {job.row.name: job.row.title for job in jobs})
     show(summary)
     say(f"wrote {output}/ablation.md, ablation.json, ablation.png and, for networks with an FC3, energy.png")
+    write_report(lambda: write_ablation_report(summary, output), f"repmlp ablate {settings.recipe} {output} --table")
     return (1 if failed else 0), summary
 
 

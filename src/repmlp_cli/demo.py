@@ -14,6 +14,7 @@ from repmlp.training import build_test_loader, evaluate
 from repmlp_settings import Demo, Train
 
 from .console import print_report, say, table
+from .report import report_after_training
 from .train import train
 
 
@@ -38,7 +39,9 @@ def run(settings: Demo) -> int:
 
     say(("\n4. Compare", "bold"))
     compare({"training form": model, "deploy form": deploy}, images, loader, report)
-    say(f"\nwrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
+    say("")
+    report_after_training(output, report)
+    say(f"wrote {output}/: model/, deploy/, metrics.csv, curves.png, fc3.png")
     say(f"try: repmlp info {output}; repmlp eval {output}/deploy digits")
     return 0
 

@@ -14,6 +14,7 @@ from repmlp_settings import Train
 
 from .card import describe_run
 from .console import say, training_progress
+from .report import report_after_training
 from .text import with_flags
 
 
@@ -21,6 +22,7 @@ def run(settings: Train) -> int:
     done = train(settings)
     if os.environ.get("RANK", "0") == "0":
         describe_run(done.folder)
+        report_after_training(done.folder)
     say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 

@@ -100,6 +100,29 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write one HTML file about a run: settings, curves, both forms, their proof, the worst mistakes; needs no network.
+
+    The test images are classified once more. What cannot be made is left out, and the file says so.
+
+    Args:
+        run: Run folder.
+        output: File to write, by default report.html in the run folder, which replaces an earlier report.
+        data: The run's data set, if it has moved; see `repmlp train --help`.
+        data_root: Folder that holds the data set, if it has moved.
+        mistakes: Number of wrongly classified test images to show, the highest loss first.
+        overwrite: Replace an existing file that is not an earlier report of this run.
+    """
+
+    run: str
+    output: str | None = field(default=None, metadata={"nargs": "?"})
+    data: str | None = None
+    data_root: str | None = None
+    mistakes: int = 24
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class Info:
     """Show layers, parameters and MACs of a model in training form and in deploy form.
 
@@ -256,6 +279,7 @@ COMMANDS = {
     "eval": Eval,
     "predict": Predict,
     "info": Info,
+    "report": Report,
     "bench": Bench,
     "ablate": Ablate,
     "import": Import,

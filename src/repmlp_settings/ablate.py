@@ -12,7 +12,8 @@ class Ablate:
 
     Args:
         recipe: YAML file of settings of `repmlp train` for the network repmlp_cifar; all rows are trained with it.
-        output: Folder to write: a run folder for each row and seed, and ablation.md, ablation.json, ablation.png.
+        output: Folder to write: a run folder for each row and seed, and ablation.md, ablation.json, ablation.png,
+            report.html.
         rows: By default all: pure-mlp (gives row A too), no-local, no-global, conv9-for-fc3, conv9, wide-convnet.
         seeds: Train each row once with each seed, for example --seeds 0,1,2.
         images: Train each row on subsets of these sizes, drawn by class and seed, for example 1000,5000,20000.

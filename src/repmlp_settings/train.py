@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network; writes config.yaml, metrics.csv, model/ and curves.png into the run folder.
+    """Train a network; writes config.yaml, metrics.csv, model/, curves.png and report.html into the run folder.
 
     Images in memory (see in_memory) are padded, cropped and flipped in whole batches. All others, and
     those that need another augmentation, are prepared one by one, by `workers`. Each random choice

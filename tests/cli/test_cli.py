@@ -298,5 +298,15 @@ def test_the_demo_end_to_end(tmp_path, capsys, monkeypatch):
     assert "360 of 360" in shown
     assert "times as fast" in shown
     made = sorted(path.name for path in Path("runs/demo").iterdir())
-    assert made == ["config.yaml", "curves.png", "deploy", "fc3.png", "metrics.csv", "model", "test.json"]
+    assert made == [
+        "config.yaml",
+        "curves.png",
+        "deploy",
+        "fc3.png",
+        "metrics.csv",
+        "model",
+        "report.html",
+        "test.json",
+    ]
+    assert "Yes: equal within" in Path("runs/demo/report.html").read_text()
     assert main(["demo", "--epochs", "1"]) == 0  # its own folder is its own to replace
