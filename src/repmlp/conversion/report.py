@@ -6,7 +6,7 @@ from typing import Any
 
 from .rounding import LIMIT, Deviation
 
-HEADER = ("block", "max abs", "relative", "relative (float64)", "of one rounding")
+HEADER = ("block", "max abs", "relative", "relative (float64)", "times rounding")
 NETWORK = "whole network"
 
 

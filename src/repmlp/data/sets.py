@@ -42,13 +42,14 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 #: torchvision's data sets that fit in memory, and those that consist of image files.
 SMALL = ("torch/cifar10", "torch/cifar100", "torch/mnist", "torch/fashion_mnist", "torch/kmnist", "torch/qmnist")
 LARGE = ("torch/imagenet", "torch/places365")
-HUB = "hfds/"
 #: What opens the image files of a name, by its prefix: from the rest of the name, ``root`` and ``download``.
 SOURCES: dict[str, Callable[[str, str | Path | None, bool], Splits]] = {
     "folder:": lambda path, root, download: open_folder(Path(path).expanduser()),
     "wds/": lambda path, root, download: open_shards(Path(path).expanduser()),
-    HUB: open_hub,
+    "hfds/": open_hub,
 }
+#: The prefixes that a path always follows; the others may be followed by another kind of name.
+PATHS = ("folder:", "wds/")
 #: File next to the images with their mean and standard deviation, and the list of unreadable ones.
 CACHE = "repmlp-cache.json"
 

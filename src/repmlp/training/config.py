@@ -12,7 +12,7 @@ import yaml
 
 from repmlp_settings import Train
 
-from ..data.sets import HUB, SMALL, SOURCES
+from ..data.sets import PATHS, SMALL, SOURCES
 
 #: A newer format is refused. The first line of the file has it, as a comment: all else in the file are settings.
 FORMAT = 1
@@ -26,7 +26,7 @@ def absolute_paths(settings: Train) -> Train:
     data, root = settings.data, settings.data_root
     for prefix in SOURCES:
         path = data.removeprefix(prefix)
-        if path != data and (prefix != HUB or os.path.isdir(path)):  # which takes names on the Hub too
+        if path != data and (prefix in PATHS or os.path.isdir(path)):
             data = prefix + _absolute(path)
     if root is None and data.startswith("torch/"):
         root = "data"  # the default of load_data
