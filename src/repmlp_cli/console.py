@@ -87,7 +87,12 @@ def training_progress(epochs: int) -> Iterator[TrainingProgress]:
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console
     ) as progress:
-        yield TrainingProgress(progress, epochs)
+        bar = TrainingProgress(progress, epochs)
+        try:
+            yield bar
+        except Exception:  # the error message stands alone
+            progress.remove_task(bar.task)
+            raise
 
 
 @contextmanager

@@ -91,6 +91,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "r" / "curves.png").exists()
     assert main(["train", "--resume", str(tmp_path / "r")]) == 2
     assert "is finished" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "r"), *TINY]) == 2
+    shown = capsys.readouterr()
+    assert "exists already" in shown.err
+    assert shown.out.strip() == ""  # no progress bar of what did not start
 
 
 def test_flags_override_the_recipe(tmp_path, run):
