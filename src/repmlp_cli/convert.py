@@ -21,7 +21,8 @@ from .verify import inputs_for
 def run(settings: Convert) -> int:
     if settings.fold and settings.to != "timm":
         raise ValueError(f"--to {settings.to} writes the authors' layers, which have batch norms: leave out --fold")
-    output = Path(settings.output) if settings.output else default_output(settings.model, settings.to)
+    name = "deploy" if settings.to == "timm" else f"{settings.to}.pth"
+    output = Path(settings.output or beside(settings.model, name))
     if settings.to == "timm":
         if output.resolve() == model_folder(settings.model).resolve():
             raise ValueError(
@@ -66,8 +67,13 @@ def run(settings: Convert) -> int:
     return 0
 
 
-def converted(model: nn.Module) -> tuple[nn.Module, EquivalenceReport] | None:
-    """The deploy form for a command that needs it, verified in one line; else None, with the reason printed."""
+def converted(model: nn.Module) -> tuple[nn.Module, EquivalenceReport | None] | None:
+    """A model in deploy form for a command that needs it, and the report that is printed in one line.
+
+    The report is None if there was nothing to convert. If the forms differ, prints where and returns None.
+    """
+    if not needs_reparameterize(model):
+        return model, None
     deploy = reparameterize(model)
     report = verify(model, deploy)
     if not report:
@@ -87,7 +93,7 @@ def write_official(model: nn.Module, file: Path) -> int:
     return 0
 
 
-def default_output(model: str, to: str) -> Path:
-    """`deploy/` (or `official.pth`) in a run folder, or next to a model folder."""
+def beside(model: str, name: str) -> Path:
+    """A path in a run folder, or next to a model folder."""
     folder = Path(model)
-    return (folder if (folder / "model").is_dir() else folder.parent) / {"timm": "deploy"}.get(to, f"{to}.pth")
+    return (folder if (folder / "model").is_dir() else folder.parent) / name

@@ -4,18 +4,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from repmlp.conversion import needs_reparameterize
-from repmlp.data import load_data
 from repmlp.deploy import ExportedModel, load_any
-from repmlp.training import build_test_loader, evaluate
+from repmlp.training import evaluate
 from repmlp_settings import Eval
 
 from .console import say
+from .data import load_test_images
 
 
 def run(settings: Eval) -> int:
     model = load_any(settings.model)
-    data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
-    loader = build_test_loader(model, data, settings.batch_size, settings.workers, settings.labels)
+    data, loader = load_test_images(model, settings, settings.batch_size, settings.workers)
     accelerator = Accelerator()
     model, loader = accelerator.prepare(model, loader)
     result = evaluate(model, loader, accelerator)

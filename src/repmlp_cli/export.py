@@ -3,42 +3,35 @@
 from pathlib import Path
 
 from repmlp import load_model
-from repmlp.cards import DEPLOY
 from repmlp.cards import table as markdown_table
-from repmlp.conversion import needs_reparameterize
-from repmlp.data import load_data
 from repmlp.deploy import export
 from repmlp.deploy.engines import EXPORTERS
 from repmlp.deploy.exporting import check_target
-from repmlp.training import build_test_loader
 from repmlp_settings import Export
 
 from .card import describe_file, name_forms
 from .console import say, show_progress
-from .convert import converted, default_output
+from .convert import beside, converted
+from .data import load_test_images
 
 
 def run(settings: Export) -> int:
     suffix = EXPORTERS[settings.format or "onnx"].suffix
-    beside_model = default_output(settings.model, "timm").with_name(f"deploy{suffix}")
-    file = Path(settings.output) if settings.output else beside_model
+    file = Path(settings.output or beside(settings.model, f"deploy{suffix}"))
     check_target(file, settings.format, settings.opset, settings.overwrite)
     model = load_model(settings.model)
     images = None
     if settings.data:
-        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
-        loader = build_test_loader(model, data, settings.images, labels=settings.labels)
+        _, loader = load_test_images(model, settings, settings.images)
         images = next(iter(loader))[0]
-    forms, proof = name_forms(model), None
-    if needs_reparameterize(model) and not settings.no_convert:
-        both = converted(model)
-        if both is None:
-            return 1
-        model, proof = both
-        forms |= {DEPLOY: model}
+    both = (model, None) if settings.no_convert else converted(model)
+    if both is None:
+        return 1
+    deploy, proof = both
+    forms = name_forms(model, deploy)
     with show_progress() as on_progress:
         done = export(
-            model,
+            deploy,
             file,
             settings.format,
             settings.opset,

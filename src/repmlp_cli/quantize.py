@@ -3,48 +3,41 @@
 from pathlib import Path
 
 from repmlp import load_model
-from repmlp.cards import DEPLOY
 from repmlp.cards import table as markdown_table
-from repmlp.conversion import needs_reparameterize
-from repmlp.data import load_data
 from repmlp.deploy import Quantized, calibration_images, quantize
 from repmlp.deploy.engines import QUANTIZERS
 from repmlp.deploy.quantization import check_target
-from repmlp.training import build_test_loader
 from repmlp_settings import Quantize
 
 from .card import describe_file, name_forms
 from .console import say, show_progress, table
-from .convert import converted, default_output
+from .convert import beside, converted
+from .data import load_test_images
 
 HEADER = ("", "float32", "int8")
 
 
 def run(settings: Quantize) -> int:
-    beside_model = default_output(settings.model, "timm").with_name(f"int8{QUANTIZERS[settings.engine].suffix}")
-    file = Path(settings.output) if settings.output else beside_model
+    file = Path(settings.output or beside(settings.model, f"int8{QUANTIZERS[settings.engine].suffix}"))
     _, method = check_target(file, settings.engine, settings.method, settings.overwrite)
     if not settings.data and method != "weights":
         raise ValueError(f"{method} int8 needs images to measure accuracy on: pass --data, or --method weights")
     model = load_model(settings.model)
     test, calibration = None, None
     if settings.data:
-        data = load_data(settings.data, settings.data_root, bad_images=settings.bad_images, in_memory="no")
-        test = build_test_loader(model, data, settings.batch_size, labels=settings.labels)
+        data, test = load_test_images(model, settings, settings.batch_size)
         if method == "static":
             calibration = calibration_images(model, data, settings.calibration_images)
             if len(calibration) < settings.calibration_images:
                 say(f"calibrating on all {len(calibration)} training images: fewer than {settings.calibration_images}")
-    forms, proof = name_forms(model), None
-    if needs_reparameterize(model):
-        both = converted(model)
-        if both is None:
-            return 1
-        model, proof = both
-        forms |= {DEPLOY: model}
+    both = converted(model)
+    if both is None:
+        return 1
+    deploy, proof = both
+    forms = name_forms(model, deploy)
     with show_progress() as on_progress:
         done = quantize(
-            model,
+            deploy,
             file,
             test,
             calibration,

@@ -3,20 +3,18 @@
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
-from repmlp.data import load_data
 from repmlp.files import atomic_write
-from repmlp.training import build_test_loader
-from repmlp_settings import Verify
+from repmlp.training import read_settings
+from repmlp_settings import Train, Verify
 
 from .console import print_report, say
+from .data import load_test_images
 
 
 def run(settings: Verify) -> int:
@@ -26,12 +24,7 @@ def run(settings: Verify) -> int:
     if settings.b is None and is_reparameterized(a):
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
     b = load_model(settings.b) if settings.b else reparameterize(a)
-    if settings.data:
-        inputs = test_images(
-            a, settings.images, settings.data, settings.data_root, settings.bad_images, settings.labels
-        )
-    else:
-        inputs = inputs_for(settings.a, a, settings.images)
+    inputs = test_images(a, settings.images, settings) if settings.data else inputs_for(settings.a, a, settings.images)
     report = verify(a, b, inputs, settings.tolerance)
     print_report(report)
     if settings.json:
@@ -40,7 +33,7 @@ def run(settings: Verify) -> int:
     return 0 if report else 1
 
 
-def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
+def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
     """Random images and, if available, as many test images of the data set that a run was trained on.
 
     Args:
@@ -50,19 +43,16 @@ def inputs_for(folder: str | Path, model: Any, images: int = 8) -> Tensor:
     random, config = example_inputs(model, images), Path(folder) / "config.yaml"
     if not config.is_file():
         return random
-    settings = yaml.safe_load(config.read_text())
+    settings = read_settings(config)
     try:
-        own = test_images(
-            model, images, settings["data"], settings.get("data_root"), settings.get("bad_images", "stop"), "by-name"
-        )
+        own = test_images(model, images, settings)
     except (FileNotFoundError, ImportError):  # trained on another machine
         return random
-    say(f"compared on {len(own)} test images of {settings['data']} and {images} random ones")
+    say(f"compared on {len(own)} test images of {settings.data} and {images} random ones")
     return torch.cat([own, random])
 
 
-def test_images(model: Any, images: int, data: str, data_root: str | None, bad_images: Any, labels: Any) -> Tensor:
+def test_images(model: nn.Module, images: int, settings: Verify | Train) -> Tensor:
     """The first test images of a data set, preprocessed for the model."""
-    own = load_data(data, data_root, bad_images=bad_images, in_memory="no")
-    loader = build_test_loader(model, own, batch_size=1, labels=labels)
+    _, loader = load_test_images(model, settings, batch_size=1)
     return torch.cat([image for image, _ in islice(loader, images)])
