@@ -1,7 +1,7 @@
 """What an engine is: it writes a network as a file, and opens that file to run it.
 
 To add one: a file here with a subclass of :class:`Engine`, its names in the settings of the commands and its suffixes
-in :data:`repmlp_settings.EXPORTED`, its extra in pyproject.toml, and its test.
+in ``repmlp_settings.EXPORTED``, its extra in pyproject.toml, and its test.
 """
 
 import zipfile
