@@ -108,7 +108,7 @@ def export(
 
 
 def in_deploy_form(model: nn.Module, why: str) -> nn.Module:
-    """The model without wrappers; raise ValueError if it is in training form, with the reason ``why`` not."""
+    """The model without wrappers; raise ValueError, with the reason ``why``, if it is in training form."""
     model = unwrap_model(model)
     if needs_reparameterize(model):
         raise ValueError(
