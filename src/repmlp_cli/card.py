@@ -20,8 +20,8 @@ def name_forms(model: nn.Module, deploy: nn.Module | None = None) -> dict[str, n
     return {name: model, **({DEPLOY: deploy} if deploy is not None and deploy is not model else {})}
 
 
-def describe_run(folder: Path) -> None:
-    """Write the card of a finished run's model, with what its deploy form will be."""
+def describe_run(folder: Path) -> EquivalenceReport | None:
+    """Write the card of a finished run's model, with what its deploy form will be; returns how both forms compare."""
     model = load_model(folder)
     deploy, report = None, None
     if needs_reparameterize(model):
@@ -31,6 +31,7 @@ def describe_run(folder: Path) -> None:
         except ValueError as error:
             say(f"the card of the model describes no deploy form: {error}")
     write(folder / "model", model_card(Subject(model, name_forms(model, deploy), report, find_origin(folder))))
+    return report
 
 
 def describe_folder(

@@ -23,9 +23,10 @@ def run(settings: Report) -> int:
     return 0
 
 
-def report_after_training(folder: Path, proof: EquivalenceReport | bool = False) -> None:
-    """Write the report of a run that has just ended."""
-    write_report(lambda: write_run_report(folder, proof=proof), f"repmlp report {folder}")
+def report_after_training(folder: Path, proof: EquivalenceReport | None = None) -> None:
+    """Write the report of a run that has just ended, with the proof if it has been made already."""
+    given = False if proof is None else proof  # not `or`: a report of two forms that differ is false
+    write_report(lambda: write_run_report(folder, proof=given), f"repmlp report {folder}")
 
 
 def write_report(write: Callable[[], Path], again: str) -> None:

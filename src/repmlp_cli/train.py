@@ -21,8 +21,7 @@ from .text import with_flags
 def run(settings: Train) -> int:
     done = train(settings)
     if os.environ.get("RANK", "0") == "0":
-        describe_run(done.folder)
-        report_after_training(done.folder)
+        report_after_training(done.folder, describe_run(done.folder))
     say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 

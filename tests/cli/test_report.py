@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+import repmlp
 from pages import Page
 from repmlp.report.document import is_report
 from repmlp_cli import main
@@ -19,15 +21,16 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_train_writes_it_without_the_proof_which_report_adds(run, tmp_path, capsys):
+def test_train_writes_it_and_report_with_other_options(run, tmp_path, capsys):
     page = Page(run / "report.html")
-    assert f"Proof that both forms are equal, block by block: repmlp report {run} adds it." in page.text
+    assert "Yes: equal within" in page.text
+    assert "8 of 8 top-1 predictions agree" in page.text  # the card's, on random images
     correct = json.loads((run / "test.json").read_text())["correct"]
     assert f"{correct} of 360" in page.text
     assert main(["report", str(run), str(tmp_path / "a.html"), "--mistakes", "3"]) == 0
     assert f"wrote {tmp_path / 'a.html'}" in capsys.readouterr().out
     page = Page(tmp_path / "a.html")
-    assert "Are both forms equal?" in page.headings
+    assert "72 of 72 top-1 predictions agree" in page.text
     assert len([text for text in page.captions if "taken for" in text]) == 3
     assert main(["report", str(run), str(tmp_path / "a.html")]) == 2
     assert "pass --overwrite to replace it" in capsys.readouterr().err
@@ -49,6 +52,15 @@ def test_a_report_that_cannot_be_written_is_one_line_and_the_run_is_kept(run, ca
     report_after_training(run)
     assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
     assert is_report(run / "report.html")
+
+
+def test_a_proof_that_failed_is_shown(run, capsys):
+    model = repmlp.load_model(run)
+    wrong = repmlp.reparameterize(model)
+    with torch.no_grad():
+        wrong.stages[0][2].partition_perceptron.fc3.bias += 0.1
+    report_after_training(run, repmlp.verify(model, wrong))
+    assert "No: NOT EQUAL" in Page(run / "report.html").text
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
