@@ -102,6 +102,13 @@ class Comparison:
             inside: whether the module is part of a block, whose row then speaks for it.
         """
         module, own, is_block = self.pairs[name][0], self.differences.get(name), name in self.blocks
+        row: BlockDeviation | None = None
+        if is_block and name in self.calls[0].arguments:
+            row = self._probe((name,))
+            if row is not None:
+                self.rows[name] = row
+                if is_equal(row, self.tolerance):
+                    return []
         still: list[Open] = []
         for key, _ in module.named_children():
             child = f"{name}.{key}".removeprefix(".")
@@ -115,14 +122,13 @@ class Comparison:
         together = (own is not None and own.weights) or len(still) > 1 or any(not self._called(o) for o in still)
         if not (together or is_block or own is not None):
             return still
-        row = self._probe((name,), final=is_block)
-        equal = row is not None and is_equal(row, self.tolerance)
-        if row is not None and (is_block or (equal and not inside and together)):
-            self.rows[name] = row
-        if equal:
-            if not (together or is_block):
+        row = row or self._probe((name,), final=False)
+        if row is not None and is_equal(row, self.tolerance):
+            if not together:
                 return still
-            self.whole |= not name and not is_block
+            if not inside:
+                self.rows[name] = row
+            self.whole |= not name
             return []
         if still and all(o.closed and self._called(o) for o in still) and not (own is not None and own.weights):
             rows = [o.row or self._probe(o.names) for o in still]
