@@ -16,10 +16,7 @@ from .console import say, table
 
 def run(settings: Info) -> int:
     model = open_model(settings)
-    if needs_reparameterize(model):
-        forms = {"training form": model, "deploy form": reparameterize(model)}
-    else:
-        forms = {"deploy form" if is_reparameterized(model) else "as it is (nothing to convert)": model}
+    forms = forms_of(model)
     kinds = {form: layer_kinds(m) for form, m in forms.items()}
     names = list(dict.fromkeys(name for counts in kinds.values() for name in counts))
     counts = {form: complexity(m) for form, m in forms.items()}
@@ -40,3 +37,10 @@ def open_model(settings: Info) -> nn.Module:
     if Path(settings.model).exists() or "/" in settings.model:
         return load_model(settings.model)
     return build_network(settings.model, **settings.model_args)
+
+
+def forms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The model in training form and in deploy form, by their titles; or in its only form."""
+    if needs_reparameterize(model):
+        return {"training form": model, "deploy form": reparameterize(model)}
+    return {"deploy form" if is_reparameterized(model) else "as it is (nothing to convert)": model}

@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..layers import RepMLP
+from ..layers.partitioned import FC3Block
 
 
 @torch.no_grad()
-def weights_around(weight: Tensor, block: RepMLP, pixel: tuple[int, int]) -> Tensor:
+def weights_around(weight: Tensor, block: FC3Block, pixel: tuple[int, int]) -> Tensor:
     """How strongly one output pixel weighs each input pixel of its partition.
 
     The mean of ``|W[(o, y, x), (c, y', x')]|`` over all pairs of an output channel o and an input channel c that FC3
