@@ -35,7 +35,12 @@ ROOMS = (
 #: What may be imported from outside, where that is limited. The settings are read before PyTorch is imported.
 OUTSIDE = {"functional": {"torch"}, "repmlp_settings": set()}
 #: Packages beside repmlp: which of them a package may import.
-BESIDE = {"repmlp": {"repmlp_settings"}, "repmlp_settings": set(), "repmlp_cli": {"repmlp", "repmlp_settings"}}
+BESIDE = {
+    "repmlp": {"repmlp_settings"},
+    "repmlp_settings": set(),
+    "repmlp_app": {"repmlp"},
+    "repmlp_cli": {"repmlp", "repmlp_settings", "repmlp_app"},
+}
 
 
 def files(src: Path) -> list[Path]:
@@ -130,6 +135,7 @@ def test_there_is_something_to_walk():
         ("repmlp/functional/folding.py", "from timm.layers import to_2tuple", "from outside"),
         ("repmlp/functional/folding.py", "import numpy as np", "from outside"),
         ("repmlp/data.py", "import repmlp_cli", "looks into another package"),
+        ("repmlp_app/views.py", "from repmlp_cli.info import open_model", "looks into another package"),
         ("repmlp_settings/__init__.py", "import torch", "from outside"),
         ("repmlp_settings/__init__.py", "from repmlp import RepMLP", "looks into another package"),
         ("repmlp/gadgets.py", "", "a room that the order does not name"),

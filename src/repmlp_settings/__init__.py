@@ -267,6 +267,25 @@ class Bench:
     output: str = "runs/bench"
 
 
+@dataclass(frozen=True)
+class Explore:
+    """Show a model in the browser: what both forms predict, the inside of FC3, the check of the conversion, the curves.
+
+    Args:
+        model: Model folder, run folder, or the name of a network.
+        data: Data set to pick images from, by default that of the run, if available; see `repmlp train --help`.
+        data_root: Folder that holds the data set.
+        host: Address to listen on; the default can be opened on this machine only.
+        port: Port to listen on.
+    """
+
+    model: str
+    data: str | None = None
+    data_root: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+
 #: The suffixes of the files that `export` and `quantize` write.
 EXPORTED = (".onnx", ".xml", ".bin", ".pt2", ".aoti.pt2", ".torchscript")
 COMMANDS = {
@@ -280,6 +299,7 @@ COMMANDS = {
     "predict": Predict,
     "info": Info,
     "report": Report,
+    "explore": Explore,
     "bench": Bench,
     "ablate": Ablate,
     "import": Import,
