@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all test-browser lint docs clean
 
 demo: .venv/demo            ## train, convert, verify and time the pure MLP on handwritten digits
 	$(BIN)/repmlp demo
@@ -12,6 +12,9 @@ test: .venv/dev             ## the test suite, without what takes long
 
 test-all: .venv/dev         ## only what takes long: every network, every timm family, long searches
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+
+test-browser: .venv/dev     ## the page of `repmlp explore`, in Chromium; skipped without one
+	$(BIN)/python -m pytest -q -rs tests/app/test_page.py
 
 lint: .venv/dev             ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -27,7 +30,7 @@ docs: .venv/dev             ## the documentation site, in build/docs; a warning 
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub,docs]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub,docs,app,browser]'
 	touch $@ .venv/demo
 
 clean:
