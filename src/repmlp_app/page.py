@@ -147,7 +147,7 @@ def add_inside_fc3(page: Any, blocks: dict[str, FC3Block]) -> None:
         drawn, rows, sentence = views.fc3_pictures(kernels, blocks[name], (row, column))
         return [*(drawn.get(title) for title in titles), sentence, gr.Dataframe(rows, headers=["distance", *kernels])]
 
-    def click(name: str, event: gr.SelectData) -> tuple[int, int]:
+    def click(name: str, event: gr.SelectData) -> tuple[int, int]:  # type: ignore[name-defined]  # gradio reads it
         return views.pixel_at(event.index, blocks[name].partition_size)
 
     inputs, outputs = [block, y, x, group, output, input], [*pictures, scale, energy]
