@@ -22,7 +22,8 @@ def mutations():
 
 
 def test_random_errors_are_found(mutations):
-    results = [row for seed in range(1000, 1010) for row in mutations.run_mutations(*mutations.small(seed), 2, seed)]
+    seeds = (20, 41, *range(1000, 1008))  # the first two change units that are seldom active, behind a pooled mean
+    results = [row for seed in seeds for row in mutations.run_mutations(*mutations.small(seed), 2, seed)]
     assert [row for row in results if row["outcome"] == "missed"] == []
     assert sum(row["outcome"] == "rejected" for row in results) >= 16
 

@@ -19,6 +19,7 @@ from .preparation import in_eval_mode
 from .probing import (
     GROUPS,
     MANY_SAMPLES,
+    MIN_ROUNDS,
     MIN_SAMPLES,
     PROFILES,
     SIZES_AND_SIGNS,
@@ -324,7 +325,7 @@ def _rows_needed(output: object, groups: Tensor | None, profiles: int) -> int:
     per_row = min((t[0, 0].numel() for _, t in tensors_of(output) if t.dim() > 1 and t.numel()), default=1)
     if per_row >= MANY_SAMPLES and profiles == len(PROFILES):
         return SIZES_AND_SIGNS
-    rounds = -(-MIN_SAMPLES // (2 * max(1, per_row)))  # the rarest size has two rows of each round
+    rounds = max(MIN_ROUNDS, -(-MIN_SAMPLES // (2 * max(1, per_row))))  # the rarest size has two rows of each round
     return rounds * profiles
 
 

@@ -19,7 +19,8 @@ from .rounding import tensors_of, tiled
 
 #: Rows of a probe: normal noise, a thousandth of, as large as, or 8 times as large as what the module sees; as it is,
 #: all positive or all negative, as after an activation. Small inputs show the biases, large ones seldom active units.
-PROFILES = ((1, 0), (0, 0), (2, 1), (2, -1), (1, 1), (1, -1), (0, 1), (2, 0))
+#: 2 stands for random signs of the channels, which reach units behind a pooled mean.
+PROFILES = ((1, 0), (0, 0), (2, 2), (1, 2), (2, 1), (2, -1), (1, 1), (1, -1), (0, 2), (2, 0))
 SIZES_AND_SIGNS = 4  # the first of them: enough for large maps, whose channels have many samples in one row
 FACTORS = (1 / 1024, 1.0, 8.0)
 GROUPS = 2 * len(FACTORS)  # sizes, which are judged apart
@@ -27,6 +28,7 @@ GROUPS = 2 * len(FACTORS)  # sizes, which are judged apart
 ORDINARY = (1 / 16, 16.0)
 ROWS = 4  # images that calls are recorded with
 MANY_SAMPLES = 64  # numbers per channel in one row of a large map
+MIN_ROUNDS = 4  # of all profiles, for small maps: rows cost little, and a pooled unit is seldom active
 MIN_SAMPLES = 16  # numbers per channel and size: a channel's verdict rests on so many or more
 _POOL = 1_048_583  # random numbers that probes are cut from; a prime
 
@@ -141,5 +143,12 @@ class Probes:
             return (x * value.scale).to(value.device)
         scales = [scale * factor for scale in (value.scale, 1.0) for factor in FACTORS]
         for row, (size, sign) in zip(x, profiles, strict=True):
-            row.copy_((row.abs() * sign if sign else row) * scales[size])
+            signs = self._signs(row) if sign == 2 else sign
+            row.copy_((row.abs() * signs if sign else row) * scales[size])
         return x.to(value.device)
+
+    def _signs(self, row: Tensor) -> Tensor:
+        """A random sign for each channel of a row: (C, H, W), (C) or (T, C)."""
+        channels = row.shape[-1 if row.dim() == 2 else 0] if row.dim() else 1
+        signs = torch.randint(0, 2, (channels,), generator=self.generator, dtype=torch.float64) * 2 - 1
+        return signs if row.dim() <= 2 else signs.reshape(-1, *[1] * (row.dim() - 1))
