@@ -106,6 +106,7 @@ def test_flags_replace_the_recipe(recipe, tmp_path):
     assert (used["epochs"], used["batch_size"], used["seed"], used["data_root"]) == (2, 64, 5, str(tmp_path))
     assert used["model_args"]["channels"] == [8, 16]
     assert used["cpu"]  # a flag that is not given leaves the recipe's
+    assert "Wide ConvNet" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_a_switch_that_is_not_given_leaves_the_recipes_own(tmp_path):
