@@ -2,8 +2,10 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from repmlp.files import (
     atomic_folder,
     atomic_write,
     claim,
+    claim_to_write,
     ensure_can_write,
     ensure_folder,
     foreign_names,
@@ -191,19 +194,81 @@ def test_a_process_killed_after_the_renames_leaves_the_new_folder_and_the_next_w
     assert tree(tmp_path) == {"m/config.json": "newer"}
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError("no"), KeyboardInterrupt()])
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch, error):
     put(tmp_path / "m" / "config.json")
     rename = Path.rename
 
     def fails_for_the_new_one(self, target):
         if ".repmlp-partial-" in str(self):
-            raise PermissionError("no")
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
-    with pytest.raises(OSError, match=r"could not be written .* what was there is kept"), atomic_folder(tmp_path / "m"):
+    with pytest.raises((OSError, KeyboardInterrupt)) as raised, atomic_folder(tmp_path / "m"):
         pass
+    assert isinstance(error, KeyboardInterrupt) or "what was there is kept" in str(raised.value)
     assert tree(tmp_path) == {"m/config.json": "old"}
+
+
+def test_ctrl_c_right_after_the_renames_leaves_the_new_folder_alone(tmp_path, monkeypatch):
+    put(tmp_path / "m" / "config.json")
+    rename = Path.rename
+
+    def stopped_after_the_new_one(self, target):
+        rename(self, target)
+        if ".repmlp-partial-" in str(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", stopped_after_the_new_one)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "m") as new:
+        put(new / "config.json", "new")
+    assert tree(tmp_path) == {"m/config.json": "new"}
+
+
+def test_ctrl_c_while_the_temporary_folder_is_deleted_does_not_leave_it(tmp_path, monkeypatch):
+    rmtree, calls = shutil.rmtree, []
+
+    def stopped_once(folder, **options):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stopped_once)
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "f") as new:
+        put(new, "new")
+    assert tree(tmp_path) == {"f": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_folder_that_becomes_read_only_between_the_renames_is_named(tmp_path, monkeypatch):
+    put(tmp_path / "m" / "config.json")
+    rename, calls = Path.rename, []
+
+    def only_once(self, target):
+        calls.append(self)
+        if len(calls) > 1:
+            raise PermissionError("no")
+        return rename(self, target)
+
+    aside = tmp_path / ".repmlp-replaced-m"
+    monkeypatch.setattr(Path, "rename", only_once)
+    with (
+        pytest.raises(OSError, match=f"what was there is now {aside}: rename that back"),
+        atomic_folder(tmp_path / "m"),
+    ):
+        pass
+    assert tree(tmp_path) == {".repmlp-replaced-m/config.json": "old"}
+
+
+def test_writing_anyway_replaces_the_folder_that_was_set_aside(tmp_path):
+    """As a resumed run does with its model: a stranger's file was set aside with it."""
+    for name in ("config.json", "notes.txt"):
+        put(tmp_path / ".repmlp-replaced-m" / name)
+    with atomic_folder(tmp_path / "m", OURS) as new:
+        put(new / "config.json", "new")
+    assert tree(tmp_path) == {"m/config.json": "new", "m/notes.txt": "old"}
 
 
 @pytest.mark.parametrize("ours", [None, OURS])
@@ -304,6 +369,31 @@ with claim(sys.argv[1]):
     with claim(tmp_path / "m"), claim(tmp_path / "m"):  # a run of an ablation claims its folder, and training again
         pass
     assert not is_claimed(tmp_path / "m")
+
+
+def test_what_cannot_be_claimed_is_an_error_that_names_it():
+    with pytest.raises(OSError, match=r"^/proc/x cannot be written: "), claim("/proc/x"):
+        pass
+
+
+def test_what_another_process_wrote_before_the_claim_is_not_overwritten(tmp_path, monkeypatch):
+    file = tmp_path / "f"
+
+    @contextmanager
+    def after_the_other(path):
+        put(file, "theirs")
+        with claim(path):
+            yield
+
+    with claim_to_write(file):  # nothing came in between
+        put(file, "ours")
+    file.unlink()
+    monkeypatch.setattr(repmlp.files, "claim", after_the_other)
+    with pytest.raises(FileExistsError, match="exists already"), claim_to_write(file):
+        pass
+    assert file.read_text() == "theirs"
+    with claim_to_write(file, overwrite=True):
+        put(file, "ours")
 
 
 def test_rmtree_if_exists(tmp_path):

@@ -61,8 +61,8 @@ def atomic_folder(folder: str | Path, ours: Iterable[str] | None = None) -> Iter
     ours.
 
     The old folder is renamed aside, the new one is renamed into place, then the old one is deleted. If the process is
-    killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside.
-    If the block raises, nothing changes. :func:`ensure_can_write` tells before any work whether it will work.
+    killed between the renames, :func:`ensure_folder` and :func:`ensure_can_write` report the folder set aside; a caller
+    that does not ask them replaces that one. If the block raises, nothing changes.
 
     Raises:
         OSError: if the folder cannot be written, for example because the disk is full. It says what is kept.
@@ -70,24 +70,23 @@ def atomic_folder(folder: str | Path, ours: Iterable[str] | None = None) -> Iter
     folder = _resolve(folder)
     aside = folder.with_name(f"{REPLACED}{folder.name}")
     with _scratch_folder(folder) as scratch:
+        if found := set_aside(folder):
+            found.rename(folder)
         new = scratch / folder.name
         new.mkdir()
         yield new
         _carry_over(folder, new, ours)
         _flush([*(path for path in new.rglob("*") if not path.is_symlink()), new])
-        replacing = folder.exists()
-        if replacing:
-            rmtree_if_exists(aside)  # left by a process killed after its folder was in place
-            folder.rename(aside)
+        rmtree_if_exists(aside)  # left by a process killed after its folder was in place
         try:
+            if folder.exists():
+                folder.rename(aside)
             new.rename(folder)
-        except OSError:
-            if replacing and not folder.exists():
+            _flush([folder.parent])
+        finally:  # after an error or Ctrl-C, too
+            if not folder.exists() and aside.exists():
                 aside.rename(folder)
-            raise
-        _flush([folder.parent])
-    if replacing:
-        shutil.rmtree(aside, ignore_errors=True)  # the new folder is in place: what cannot be deleted is litter
+            shutil.rmtree(aside, ignore_errors=True)  # the new folder is in place: what cannot be deleted is litter
 
 
 def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwrite: bool = False) -> None:
@@ -122,8 +121,8 @@ def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwr
     if not parent.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {parent} is not a folder")
     try:
-        with tempfile.TemporaryDirectory(dir=parent, prefix=PARTIAL) as probe:
-            (Path(probe) / path.name).write_bytes(b"x")
+        with _temporary_folder(parent) as probe:
+            (probe / path.name).write_bytes(b"x")
     except OSError as error:
         raise type(error)(f"{path} cannot be written: {error.strerror} ({parent})") from error
 
@@ -234,24 +233,45 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process has it; names that process.
+        OSError: if its folder cannot be written to.
     """
     path = _resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = _lock_file(path)
-    lock = FileLock(file, is_singleton=True)  # so that a process may claim what it has already
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, is_singleton=True)  # so that a process may claim what it has already
         lock.acquire(timeout=wait)
     except Timeout:
+        if not file.exists():
+            raise PermissionError(f"{path} cannot be written: {path.parent} takes no files") from None
         holder = "another process"
         with suppress(OSError, UnicodeDecodeError):
             holder = file.read_text() or holder
         raise BlockingIOError(f"{path} is being written by {holder}: wait for it, or choose another name") from None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error}") from error
     try:
         with suppress(OSError):  # for the message above only; Windows does not let a locked file be written
             file.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def claim_to_write(
+    path: str | Path, ours: Iterable[str] | None = None, overwrite: bool = False, owner: Path | None = None
+) -> Iterator[None]:
+    """Claim what may be written: :func:`ensure_can_write`, then :func:`claim`.
+
+    Args:
+        path, ours, overwrite: see :func:`ensure_can_write`.
+        owner: what to claim instead of ``path``, if another path stands for it.
+    """
+    ensure_can_write(path, ours, overwrite)
+    with claim(path if owner is None else owner):
+        ensure_can_write(path, ours, overwrite)  # another process may have just written it
+        yield
 
 
 def is_claimed(path: str | Path) -> bool:
@@ -275,12 +295,26 @@ def _resolve(path: str | Path) -> Path:
 
 
 @contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder that is deleted when the block ends, as far as that is permitted, and also if Ctrl-C comes meanwhile."""
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL))
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextmanager
 def _scratch_folder(path: Path) -> Iterator[Path]:
     """A temporary folder next to ``path``, on the same file system; errors of writing say what became of ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PARTIAL) as folder:
-            yield Path(folder)
+        with _temporary_folder(path.parent) as folder:
+            yield folder
     except (OSError, SafetensorError, RuntimeError) as error:
         reason: object = error
         if isinstance(error, RuntimeError):
@@ -288,6 +322,8 @@ def _scratch_folder(path: Path) -> Iterator[Path]:
                 raise
             reason = "PyTorch could not write all of it: is the disk full?"  # all it says is "unexpected pos"
         kept = "what was there is kept" if os.path.lexists(path) else "nothing is left of it"
+        if found := set_aside(path):  # the folder became read-only at the worst moment
+            kept = f"what was there is now {found}: rename that back"
         raise OSError(f"{path} could not be written ({reason}); {kept}") from error
 
 

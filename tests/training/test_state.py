@@ -1,5 +1,6 @@
 """What a run is resumed from: any bytes give a state, settings, or an error that names the file."""
 
+import json
 import os
 import re
 import shutil
@@ -13,13 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import repmlp
+import repmlp.training.loop as loop
+from elsewhere import claimed_elsewhere
 from pictures import picture
 from repmlp.checkpoint import MODEL_FILES
-from repmlp.files import claim, foreign_names
+from repmlp.files import foreign_names
 from repmlp.training import absolute_paths, read_settings, train
 from repmlp.training.config import FORMAT as CONFIG_FORMAT
 from repmlp.training.config import write_settings
 from repmlp.training.loop import RUN_FILES
+from repmlp.training.records import Epoch, append_row, keep_rows
 from repmlp.training.state import FORMAT, STATE, read_state, write_state
 from repmlp_settings import Train
 from tiny import TINY
@@ -122,30 +126,16 @@ def test_another_number_of_threads_is_said(begun, monkeypatch):
         train(begun, crash)
 
 
-def test_a_folder_that_another_process_trains_in_is_refused(begun, tmp_path, monkeypatch):
-    """In this process it is another thread that holds the lock."""
-    from threading import Event, Thread
-
-    claimed, done = Event(), Event()
-
-    def hold():
-        with claim(begun.output), claim(tmp_path / "new"):
-            claimed.set()
-            done.wait()
-
-    thread = Thread(target=hold)
-    thread.start()
-    try:
-        claimed.wait()
+def test_a_folder_that_another_process_trains_in_is_refused(begun, tmp_path):
+    for settings in (begun, Train(output=str(tmp_path / "new"), **TINY)):
         before = sorted(Path(begun.output).rglob("*"))
-        for settings in (begun, Train(output=str(tmp_path / "new"), **TINY)):
-            with pytest.raises(BlockingIOError, match=rf"being written by process {os.getpid()} on "):
-                train(settings, crash)
+        with (
+            claimed_elsewhere(settings.output),
+            pytest.raises(BlockingIOError, match=rf"being written by process {os.getpid()} on "),
+        ):
+            train(settings, crash)
         assert sorted(Path(begun.output).rglob("*")) == before
-        assert not (tmp_path / "new").exists()
-    finally:
-        done.set()
-        thread.join()
+    assert not (tmp_path / "new").exists()
     with pytest.raises(Crash):
         train(begun, crash)
 
@@ -164,13 +154,80 @@ def test_only_a_run_folder_is_overwritten(begun, tmp_path):
     assert read_settings(tmp_path / "run" / "config.yaml").data == "digits"
 
 
-def test_a_strangers_file_in_the_model_folder_does_not_stop_a_run(begun, tmp_path):
-    stray = tmp_path / "run" / "model" / ".DS_Store"
-    stray.parent.mkdir(exist_ok=True)
-    stray.write_text("mine")
+def test_a_strangers_files_in_the_folders_of_a_run_stay(begun, tmp_path):
+    strays = [tmp_path / "run" / name for name in ("notes.txt", "model/.DS_Store", "state/notes.txt")]
+    for stray in strays:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_text("mine")
+    partial = tmp_path / "run" / "state" / ".repmlp-partial-x"
+    partial.mkdir()
     train(begun)
-    assert stray.read_text() == "mine"
+    assert all(stray.read_text() == "mine" for stray in strays)
+    assert not (tmp_path / "run" / STATE).exists()
+    assert not partial.exists()
     repmlp.load_model(tmp_path / "run")
+
+
+def test_a_strangers_file_that_comes_while_a_run_starts_stays(begun, tmp_path, monkeypatch):
+    stray = tmp_path / "run" / "notes.txt"
+    monkeypatch.setattr(loop, "check_classes", lambda images: stray.write_text("mine"))
+    with pytest.raises(Crash):
+        train(replace(begun, resume=False, overwrite=True, **TINY), crash)
+    assert stray.read_text() == "mine"
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A function that lets writing files of a name fail half-way."""
+
+    def fill(name):
+        for method in ("write_text", "write_bytes"):
+            monkeypatch.setattr(Path, method, half(getattr(Path, method), name))
+
+    def half(write, name):
+        def fails(path, content, **how):
+            write(path, content[:5] if path.name == name else content, **how)
+            if path.name == name:
+                raise OSError(28, "No space left on device")
+
+        return fails
+
+    return fill
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "test.json"])
+def test_a_run_whose_files_cannot_be_written_is_resumed(begun, full_disk, monkeypatch, name):
+    """Half a test.json would make it look finished, and an empty metrics.csv would stay without a header."""
+    full_disk(name)
+    with pytest.raises(OSError, match=f"{name} could not be written .*; nothing is left of it"):
+        train(begun)
+    monkeypatch.undo()
+    run = Path(begun.output)
+    assert not (run / "test.json").exists()
+    train(begun)
+    assert [line.partition(",")[0] for line in (run / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
+    assert json.loads((run / "test.json").read_text())["images"] == 4
+
+
+def test_rows_are_cut_and_added_whole_or_not_at_all(tmp_path, full_disk):
+    path = tmp_path / "metrics.csv"
+    rows = [Epoch(epoch, 0.1, 2.0, 0.5, 2.0, 0.5, 1.0) for epoch in (1, 2, 3)]
+    for row in rows:
+        append_row(path, row)
+    whole = path.read_bytes()
+    keep_rows(path, 1)
+    for row in rows[1:]:
+        append_row(path, row)
+    assert path.read_bytes() == whole
+    keep_rows(path, 0)
+    for row in rows:
+        append_row(path, row)
+    assert path.read_bytes() == whole
+    full_disk("metrics.csv")
+    for change in (lambda: keep_rows(path, 1), lambda: append_row(path, rows[0])):
+        with pytest.raises(OSError, match="what was there is kept"):
+            change()
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

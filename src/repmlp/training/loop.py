@@ -19,7 +19,7 @@ from timm.utils import distribute_bn
 from repmlp_settings import EXPORTED, Train
 
 from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
-from ..files import atomic_folder, atomic_write, claim, ensure_can_write, rmtree_if_exists
+from ..files import atomic_folder, atomic_write, claim, ensure_can_write
 from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .batches import OnCheck, RunData, build_run_data, load_run_data
 from .checks import check_classes, check_settings
@@ -28,7 +28,7 @@ from .evaluation import evaluate, gather_over_processes, sum_over_processes
 from .records import Epoch, Progress, Run, Step, append_row, keep_rows
 from .resuming import check_data, check_environment, data_fingerprint, environment
 from .setup import OnMessage, TrainComponents, build_accelerator, build_components, build_model
-from .state import STATE, Stopped, fitting_state, read_state, stop_signals, write_state
+from .state import Stopped, fitting_state, read_state, remove_state, stop_signals, write_state
 from .step import train_step
 from .weights import match_weights, set_frozen_eval
 
@@ -126,7 +126,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
 
     if accelerator.is_main_process:
         if not resumed:
-            with atomic_folder(folder) as new:
+            with atomic_folder(folder, RUN_FILES) as new:
                 write_settings(new / "config.yaml", settings)
         keep_rows(folder / "metrics.csv", progress.epoch - 1)
     if settings.trackers:
@@ -164,7 +164,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
     if accelerator.is_main_process:
         values = {"epoch": run.epoch, **asdict(run.test), "accuracy": run.test.accuracy}
         atomic_write(folder / "test.json", json.dumps(values))
-        rmtree_if_exists((folder / STATE).parent)
+        remove_state(folder)
     for tracker in accelerator.trackers:
         tracker.finish()
     return run

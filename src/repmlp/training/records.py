@@ -1,12 +1,13 @@
 """What a run reports: progress, rows of metrics.csv, the result."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..files import atomic_write
+from ..files import atomic_file
 from .evaluation import Evaluation, Totals
 from .state import State
 
@@ -96,17 +97,21 @@ class Progress:
 
 def append_row(path: Path, row: Epoch) -> None:
     """Add a row to metrics.csv, with a header if it is the first."""
-    values = asdict(row)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, values)
-        if new:
-            writer.writeheader()
-        writer.writerow(values)
+    values, added = asdict(row), io.StringIO(newline="")
+    writer = csv.DictWriter(added, values)
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(values)
+    before = path.read_bytes() if path.exists() else b""
+    with atomic_file(path) as new:
+        new.write_bytes(before + added.getvalue().encode())
 
 
 def keep_rows(path: Path, epochs: int) -> None:
     """Cut metrics.csv to its first ``epochs`` rows; training will write the later ones again."""
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        atomic_write(path, "".join(lines[: epochs + 1]))
+    if not epochs:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        with atomic_file(path) as new:
+            new.write_bytes(b"".join(lines[: epochs + 1]))

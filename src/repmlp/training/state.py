@@ -1,15 +1,16 @@
 """The state of a run in one file: written whole or not at all, read without executing anything."""
 
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..files import atomic_file
+from ..files import PARTIAL, atomic_file
 
 STATE = Path("state") / "state.pt"
 #: Of the state file; a newer one is refused. Format 1, which did not say so, lacks the totals of other processes,
@@ -60,6 +61,16 @@ def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None
     if missing := [name for name in ENTRIES if not isinstance(state, dict) or not isinstance(state.get(name), dict)]:
         raise ValueError(f"{path} is not the state of a run: it lacks {', '.join(missing)}")
     return state
+
+
+def remove_state(folder: Path) -> None:
+    """Delete the state of a finished run, and what killed processes left of others; a stranger's files stay."""
+    path = folder / STATE
+    path.unlink(missing_ok=True)
+    for partial in path.parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):  # a stranger's file is in it
+        path.parent.rmdir()
 
 
 @contextmanager
