@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import repmlp
+from elsewhere import claimed_elsewhere
 from weights import randomize
 from wrapped import WRAPPERS, wrapped
 
@@ -256,3 +257,17 @@ def test_a_folder_that_was_set_aside_is_named(folder):
     folder.rename(folder.with_name(f".repmlp-replaced-{folder.name}"))
     with pytest.raises(FileNotFoundError, match=r"no model folder .*model, but .* set it aside as .*replaced-model"):
         repmlp.load_model(folder)
+
+
+def test_a_folder_that_another_process_writes_is_refused(model, tmp_path):
+    with claimed_elsewhere(tmp_path / "m"), pytest.raises(BlockingIOError, match="m is being written by process"):
+        repmlp.save_model(model, tmp_path / "m")
+    repmlp.save_model(model, tmp_path / "m")
+
+
+def test_the_model_of_a_run_belongs_to_its_training_and_other_folders_of_it_do_not(model, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with claimed_elsewhere(tmp_path):
+        with pytest.raises(BlockingIOError, match=f"{tmp_path.name} is being written by process"):
+            repmlp.save_model(model, tmp_path / "model")
+        repmlp.save_model(model, tmp_path / "deploy")

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .conversion import deploy_arguments, timm_model
 from .conversion.forms import describe_form, rebuild_form_
-from .files import atomic_folder, ensure_can_write, ensure_folder
+from .files import atomic_folder, claim_to_write, ensure_folder
 from .locality import inject_locality, injected_locality
 from .model_config import FORMAT, check_label_names, check_network, label_names_of, read_config
 
@@ -49,11 +50,19 @@ def save_model(
 
     Raises:
         FileExistsError: if the folder exists and ``overwrite`` is False, or it holds other files too.
+        BlockingIOError: if another process is writing the folder.
         ValueError: if the model does not come from timm's registry, or ``label_names`` are not one for each class.
         OSError: if the folder could not be written; what was there is kept.
     """
-    ensure_can_write(folder, MODEL_FILES, overwrite)
-    return write_model_folder(model, folder, label_names, data_config)
+    with claim_model_folder(folder, overwrite):
+        return write_model_folder(model, folder, label_names, data_config)
+
+
+def claim_model_folder(folder: str | Path, overwrite: bool = False) -> AbstractContextManager[None]:
+    """Claim a model folder that may be written; ``model/`` of a run belongs to the process that trains the run."""
+    run = Path(folder).parent
+    is_of_run = Path(folder).name == "model" and (run / "config.yaml").exists()
+    return claim_to_write(folder, MODEL_FILES, overwrite, owner=run if is_of_run else None)
 
 
 def write_model_folder(

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from repmlp import complexity, fold_norms, is_reparameterized, load_model, official, reparameterize, save_model, verify
-from repmlp.checkpoint import MODEL_FILES, model_folder
+from repmlp.checkpoint import claim_model_folder, model_folder
 from repmlp.conversion import EquivalenceReport, needs_reparameterize
 from repmlp.conversion.forms import describe_form
 from repmlp.counting import batch_norms
-from repmlp.files import atomic_file, ensure_can_write
+from repmlp.files import atomic_file, claim_to_write
 from repmlp_settings import Convert
 
 from .card import describe_folder, name_forms
@@ -23,15 +23,16 @@ def run(settings: Convert) -> int:
         raise ValueError(f"--to {settings.to} writes the authors' layers, which have batch norms: leave out --fold")
     name = "deploy" if settings.to == "timm" else f"{settings.to}.pth"
     output = Path(settings.output or beside(settings.model, name))
-    if settings.to == "timm":
-        if output.resolve() == model_folder(settings.model).resolve():
-            raise ValueError(
-                f"{output} holds the training form, which cannot be made again from the deploy form: "
-                f"choose another folder for the deploy form"
-            )
-        ensure_can_write(output, MODEL_FILES, settings.overwrite)
-    else:
-        ensure_can_write(output, overwrite=settings.overwrite)
+    if settings.to == "timm" and output.resolve() == model_folder(settings.model).resolve():
+        raise ValueError(
+            f"{output} holds the training form, which cannot be made again from the deploy form: "
+            f"choose another folder for the deploy form"
+        )
+    with (claim_model_folder if settings.to == "timm" else claim_to_write)(output, overwrite=settings.overwrite):
+        return convert(settings, output)
+
+
+def convert(settings: Convert, output: Path) -> int:
     model = load_model(settings.model)
     if settings.to == "official-training":
         if is_reparameterized(model):

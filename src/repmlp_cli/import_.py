@@ -3,9 +3,8 @@
 import torch
 
 from repmlp import official, save_model
-from repmlp.checkpoint import MODEL_FILES, check_architecture
+from repmlp.checkpoint import check_architecture, claim_model_folder
 from repmlp.conversion import example_inputs
-from repmlp.files import ensure_can_write
 from repmlp.official.checkpoint import build_for, identify_checkpoint, read_checkpoint
 from repmlp_settings import Import
 
@@ -14,7 +13,11 @@ from .console import say
 
 def run(settings: Import) -> int:
     check_architecture(settings.arch)
-    ensure_can_write(settings.output, MODEL_FILES, settings.overwrite)
+    with claim_model_folder(settings.output, settings.overwrite):
+        return read_and_write(settings)
+
+
+def read_and_write(settings: Import) -> int:
     weights = read_checkpoint(settings.file)
     kind = identify_checkpoint(weights)
     say(f"{settings.file}: {len(weights)} tensors, {kind}")

@@ -1,7 +1,8 @@
 """Write a network in deploy form as one file that runs without this package, and check that it computes the same."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def export(
     )
     metadata = export_metadata(model)
     reference, model = model, float32_copy(model)
-    with claim(file), atomic_file(file) as partial:
+    with claim_exported(file, engine, overwrite), atomic_file(file) as partial:
         _check_outputs(model, output_names(metadata))
         on_progress("tracing the network and writing it", 0, 0)
         write(model, engine, partial, metadata, opset)
@@ -145,6 +146,14 @@ def ensure_can_export(file: Path, engine: Engine, overwrite: bool, int8: bool = 
     engine.load_writers(int8)
     for part in (*engine.parts(file), *(file.with_name(file.name + suffix) for suffix in CHECK_SUFFIXES)):
         ensure_can_write(part, overwrite=overwrite)
+
+
+@contextmanager
+def claim_exported(file: Path, engine: Engine, overwrite: bool) -> Iterator[None]:
+    """Claim a file, unless another process has just written it."""
+    with claim(file):
+        ensure_can_export(file, engine, overwrite)
+        yield
 
 
 def write(model: nn.Module, engine: Engine, file: Path, metadata: Metadata, opset: int | None = None) -> None:

@@ -21,12 +21,12 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..data import ImageData, Transformed, eval_transform
-from ..files import atomic_file, claim
+from ..files import atomic_file
 from ..layers import GroupedLinear
 from ..training.evaluation import classify
 from .check_files import write_check_files
 from .engines import QUANTIZERS, Engine, find_engine
-from .exporting import OnProgress, ensure_can_export, float32_copy, in_deploy_form
+from .exporting import OnProgress, claim_exported, ensure_can_export, float32_copy, in_deploy_form
 from .metadata import export_metadata
 from .runtime import load_exported
 
@@ -116,7 +116,7 @@ def quantize(
     bits = writer.weight_bits(method, reduce_range)
     metadata = {**export_metadata(model), "int8": {"engine": engine, "method": method, "weight_bits": bits}}
     reference, model = model, float32_copy(model)
-    with claim(file), atomic_file(file) as partial:
+    with claim_exported(file, writer, overwrite), atomic_file(file) as partial:
         on_progress("rounding", 0, 0)
         writer.quantize(split_groups(model), partial, metadata, calibration)
         exported = load_exported(partial)
