@@ -7,8 +7,11 @@ the arguments have been checked.
 import importlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
@@ -67,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     name, settings = parse([word for word in words if word != "--debug"])
     try:
-        command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
-        return command.run(settings)
+        with _sigterm_as_ctrl_c():
+            command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
+            return command.run(settings)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, only rank 0 prints
             print("\n" + printable(str(stop) or "stopped", keep="\n"), file=sys.stderr)
@@ -78,6 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("error:", printable(with_flags(str(error), COMMANDS[name]), keep="\n"), file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that a command cleans up before it ends."""
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
-from repmlp.files import atomic_write
+from repmlp.files import atomic_write, ensure_can_write
 from repmlp.training import read_settings
 from repmlp_settings import Train, Verify
 
@@ -20,6 +20,8 @@ from .data import load_test_images
 def run(settings: Verify) -> int:
     if settings.images < 1:
         raise ValueError(f"--images is {settings.images}: compare on one image or more")
+    if settings.json:
+        ensure_can_write(settings.json, overwrite=True)
     a = load_model(settings.a)
     if settings.b is None and is_reparameterized(a):
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
