@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from ..ablation import ImagesStudy, Summary
 from ..ablation.jobs import TRAINING
 from .curves import use_log_scale
+from .saving import save_figure
 
 #: One color per row, distinguishable with any color vision (Paul Tol's "bright", and black).
 COLORS = {
@@ -56,8 +57,7 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(summary.title, fontsize=11)
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)
 
 
 def plot_images_study(study: ImagesStudy, image: Path) -> Path:
@@ -90,5 +90,4 @@ def plot_images_study(study: ImagesStudy, image: Path) -> Path:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from .saving import save_figure
+
 TRAIN, VAL = "#4477aa", "#cc6677"
 
 
@@ -32,8 +34,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
     use_log_scale(left)
     right.set(ylabel="top-1 accuracy, %")
     right.legend(frameon=False, loc="lower right")
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)
 
 
 def use_log_scale(axes: Axes) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..functional import to_double
 from ..layers import RepMLP
 from .ablation import COLORS
+from .saving import save_figure
 
 
 @torch.no_grad()
@@ -76,5 +77,4 @@ def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[st
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers import RepMLP
 from ..layers.partitioned import FC3Block
+from .saving import save_figure
 
 
 @torch.no_grad()
@@ -74,5 +75,4 @@ def plot_fc3(model: nn.Module, image: Path) -> Path:
             axes.tick_params(labelsize=7)
         figure.colorbar(picture, ax=list(row), label="mean |weight|", shrink=0.85)
     figure.suptitle("How strongly one output pixel (cyan square) weighs its partition", fontsize=10)
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..deploy.benchmarking import Measurement
+from .saving import save_figure
 
 MARKERS = "osD^vPX"
 
@@ -43,8 +44,7 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     for color, marker, label in (*names, *kinds):
         axes.plot([], [], marker, color=color, label=label)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)
 
 
 def _kind(measurement: Measurement) -> str:

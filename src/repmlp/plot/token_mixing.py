@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import TokenMixing
 from ..layers.token_mixing import grouped_weight
+from .saving import save_figure
 
 TITLES = ("before training", "after training: the FC alone", "after the merge: FC + convs")
 
@@ -75,5 +76,4 @@ def plot_token_mixing(
         axes_of_layer[0].set_ylabel(name, fontsize=9)
         figure.colorbar(picture, ax=list(axes_of_layer), label="weight", shrink=0.85)
     figure.suptitle("How strongly one token (square) weighs each token of the grid: one row of the FC", fontsize=10)
-    figure.savefig(image, dpi=150)
-    return image
+    return save_figure(figure, image)
