@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     name, settings = parse([word for word in words if word != "--debug"])
     try:
-        with _sigterm_as_ctrl_c():
+        with _sigterm_as_ctrl_c(), _printable_warnings():
             command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
             return command.run(settings)
     except KeyboardInterrupt as stop:
@@ -95,6 +96,22 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextmanager
+def _printable_warnings() -> Iterator[None]:
+    """Show warnings in one line, with what a terminal would act on escaped: they name files and classes."""
+    before = warnings.formatwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> str:
+        text = f"warning: {message}\n" if category is UserWarning else before(message, category, *where, **how)
+        return printable(text, keep="\n")
+
+    warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:

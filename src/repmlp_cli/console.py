@@ -64,7 +64,7 @@ class TrainingProgress:
         self.progress.update(self.task, completed=checked, total=images, state="reading images")
 
     def on_message(self, text: str) -> None:
-        self.progress.console.print(text, markup=False)
+        self.progress.console.print(Text(printable(text, keep="\n")))
 
     def on_step(self, step: Step) -> None:
         self.progress.update(self.task, completed=step.step, total=step.steps)

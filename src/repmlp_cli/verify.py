@@ -43,7 +43,7 @@ def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
         model: the model loaded from ``folder``.
     """
     random, config = example_inputs(model, images), Path(folder) / "config.yaml"
-    if not config.is_file():
+    if not config.is_file() or not (Path(folder) / "model").is_dir():
         return random
     settings = read_settings(config)
     try:

@@ -1,6 +1,7 @@
 """What the commands print of text from outside, and of errors."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import timm
 from PIL import Image
 
 import repmlp
+from pictures import picture
 from repmlp_cli import console, info, main
 from repmlp_cli.text import printable, with_flags
 
@@ -116,3 +118,56 @@ def test_the_training_form_is_not_replaced_by_its_deploy_form(tmp_path, capsys):
     assert not repmlp.is_reparameterized(repmlp.load_model(tmp_path / "run"))
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "run" / "deploy")]) == 0
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "run" / "deploy"), "--overwrite"]) == 0
+
+
+def test_a_warning_is_one_line_and_escaped(monkeypatch, capsys):
+    def warn(settings):
+        print(warnings.formatwarning(UserWarning("no \x1b[2J"), UserWarning, "file.py", 1, "code"), end="")
+        print(warnings.formatwarning(FutureWarning("no \x1b[2J"), FutureWarning, "file.py", 1, "code"), end="")
+        return 0
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(info, "run", warn)
+    assert main(["info", "resnet18"]) == 0
+    assert warnings.formatwarning is before
+    first, second = capsys.readouterr().out.split("\n", 1)
+    assert first == "warning: no \\x1b[2J"
+    assert second.startswith("file.py:1: FutureWarning: no \\x1b[2J")
+
+
+def test_no_command_prints_an_escape_of_a_name(tmp_path, capsys, monkeypatch):
+    """Names of folders, files, classes and weights, in what is printed and in warnings."""
+    monkeypatch.chdir(tmp_path)
+    evil, printed = "[/red]\x1b[2J", []
+    for split, images in (("train", 4), ("val", 2)):
+        for name in (f"a{evil}", f"b{evil}"):
+            (tmp_path / evil / split / name).mkdir(parents=True)
+            for i in range(images):
+                picture(i, 8, 8).save(tmp_path / evil / split / name / f"{i}{evil}.png")
+    (tmp_path / evil / "val" / f"a{evil}" / f"bad{evil}.png").write_text("no image")
+    (tmp_path / evil / "val" / f"a{evil}" / f"x.{evil}").write_text("no image")
+    repmlp.save_model(timm.create_model("repmlp_cifar", **ARGS), tmp_path / f"w{evil}", [f"a{evil}", f"c{evil}"])
+    args = [f"--model_args.{key}={value}" for key, value in ARGS.items() if key not in ("img_size", "num_classes")]
+    run, data = f"r{evil}", ["--bad-images=skip"]
+    train = ["--img-size=8", "--epochs=1", "--val-fraction=0", "--batch-size=4", f"--data=folder:{evil}", *args, *data]
+    for words in (
+        ["train", run, f"--weights=w{evil}", *train],
+        ["train", run, *train],  # exists
+        ["info", run],
+        ["convert", run],
+        ["verify", run, f"{run}/deploy"],
+        ["eval", run, f"folder:{evil}", *data],
+        ["eval", run, f"folder:{evil}"],  # stops at the bad image
+        ["predict", run, f"{evil}/val/a{evil}/0{evil}.png"],
+        ["predict", run, f"{evil}/val/a{evil}/bad{evil}.png"],
+        ["quantize", run, f"q{evil}.torchscript", "--engine=torch", "--max-drop=100", f"--data=folder:{evil}", *data],
+    ):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            status = main(words)
+        shown = capsys.readouterr()
+        printed.append((words[0], status))
+        for text in (shown.out, shown.err):
+            assert "\x1b" not in text, words
+    assert [status for _, status in printed] == [0, 2, 0, 0, 0, 0, 2, 0, 2, 0], printed
+    assert found
