@@ -114,6 +114,14 @@ def test_an_info_file_that_attacks_is_refused_by_its_field(shards, info, message
         load_data(f"wds/{shards}")
 
 
+def test_an_info_file_that_nests_without_end_is_refused(shards):
+    """YAML: 2^99 numbers in 100 lines."""
+    bomb = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 99)), "class_names: *a98"]
+    (shards / "info.yaml").write_text("\n".join(bomb))
+    with pytest.raises(ValueError, match=r"has the class_names \[\[.*: it needs a list of str"):
+        load_data(f"wds/{shards}")
+
+
 def test_a_file_of_class_names_that_cannot_be_read(shards):
     (shards / "classes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"classes\.txt cannot be read"):

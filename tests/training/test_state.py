@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -344,9 +345,15 @@ def test_any_text_is_settings_or_an_error_that_names_the_file(tmp_path_factory, 
     assert "config.yaml" in message_of(read_settings, path, Train)
 
 
+#: A value of 2^99 numbers in a text of 100 lines.
+BOMB = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 99))])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (BOMB.replace("a98:", "lr:"), "a0'"),
+        (f"weights:\n{textwrap.indent(BOMB, ' ')}", "weights is a mapping, {'a0': "),
         ("lr: [", "cannot be read as settings of a run"),
         ("- lr", "holds a list, not the settings of a run by name"),
         ("", "holds nothing, not the settings"),

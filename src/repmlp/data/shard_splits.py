@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -74,7 +75,8 @@ def _check_info(file: Path, info: dict[str, Any]) -> None:
     def check(field: str, value: Any, kind: Any, of: type | None = None) -> None:
         if not isinstance(value, kind) or (of and not all(type(item) is of for item in value)):
             wanted = f"{kind.__name__}{f' of {of.__name__}' if of else ''}"
-            raise ValueError(f"{file} has the {field} {str(value)[:80]}: it needs a {wanted}")
+            shown = value if isinstance(value, str) else reprlib.repr(value)  # YAML can nest without end
+            raise ValueError(f"{file} has the {field} {shown:.80}: it needs a {wanted}")
 
     check("class_names", info.get("class_names") or [], list, str)
     check("splits", info.get("splits", {}), dict, str)

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import reprlib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -77,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if not _is_a(value, hints[key]):
             wanted = str(getattr(hints[key], "__name__", hints[key])).replace("typing.", "")
-            raise ValueError(f"{path}: {key} is {_kind(value)}, {value!r:.60}, but has to be {wanted}")
+            raise ValueError(f"{path}: {key} is {_kind(value)}, {reprlib.repr(value):.60}, but has to be {wanted}")
     return values
 
 
