@@ -54,6 +54,7 @@ def save_model(
         ValueError: if the model does not come from timm's registry, or ``label_names`` are not one for each class.
         OSError: if the folder could not be written; what was there is kept.
     """
+    model = timm_model(model)
     with claim_model_folder(folder, overwrite):
         return write_model_folder(model, folder, label_names, data_config)
 
