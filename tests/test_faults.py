@@ -88,7 +88,7 @@ def work(tmp_path, check):
     model = randomize(timm.create_model("repmlp_cifar", channels=[4], img_size=8, partition_size=4, kernel_sizes=[1]))
     old = check.tree(repmlp.save_model(model, tmp_path / "old").parent)
     shutil.rmtree(tmp_path / "old")
-    repmlp.save_model(randomize(model, 1), tmp_path / "m")
+    repmlp.save_model(randomize(model, 1), tmp_path / "m", data_config={"crop_pct": 0.5})
     new = check.tree(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".repmlp-partial-x").mkdir()
