@@ -189,10 +189,12 @@ class Rounds:
             for source in (*self.base.glob(f"{template}*"), *self.base.glob(template.replace(".xml", ".bin"))):
                 shutil.copy(source, self.work / source.name.replace(Path(template).stem, Path(name).stem, 1))
         old = {name: content for name, content in tree(self.work).items() if not name.startswith("in/")}
-        for name in ("notes.txt", "photos/a.png", "config.json", *case.strangers):
+        strangers = ("notes.txt", "photos/a.png", "config.json", *case.strangers)
+        for name in strangers:
             (self.work / name).parent.mkdir(parents=True, exist_ok=True)
             (self.work / name).write_text(f"{name} is mine")
-        return {name: content for name, content in tree(self.work).items() if name not in old}, old
+        kept = {name: content for name, content in tree(self.work).items() if name in strangers or name not in old}
+        return kept, {name: content for name, content in old.items() if name not in strangers}
 
     def reference(self, name: str) -> tuple[Tree, int, float]:
         """The output of an undisturbed command, its number of file operations and its seconds."""

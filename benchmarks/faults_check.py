@@ -123,8 +123,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def canonical(files: Tree) -> dict[str, Any]:
-    """Files by name, without what differs between equal runs: times, places, measurements and pictures."""
-    return {name: _canonical(name, content) for name, content in files.items() if not name.endswith(".png")}
+    """Files by name, without what differs between equal runs: times, places, measurements.
+
+    Pictures and cards are left out: they are made last, and a run is finished without them.
+    """
+    return {name: _canonical(name, text) for name, text in files.items() if not name.endswith((".png", "README.md"))}
 
 
 def _canonical(name: str, content: bytes) -> Any:

@@ -69,15 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 for success, 1 if a check fails, 2 after an error, 130 if interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
-    name, settings = parse([word for word in words if word != "--debug"])
     try:
         with _sigterm_as_ctrl_c(), _printable_warnings():
-            command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
-            return command.run(settings)
+            return _run(words)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, only rank 0 prints
             print("\n" + printable(str(stop) or "stopped", keep="\n"), file=sys.stderr)
         return 130
+
+
+def _run(words: Sequence[str]) -> int:
+    name, settings = parse([word for word in words if word != "--debug"])
+    try:
+        command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
+        return command.run(settings)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if "--debug" in words:
             raise

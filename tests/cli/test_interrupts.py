@@ -40,6 +40,7 @@ def left(folder: Path) -> list[str]:
 
 #: A function that the step calls, a command, and what it writes; None where other tests show that, and it takes long.
 LONG_STEPS = {
+    "reading the arguments": ("repmlp_cli.parse", "convert t m", None),
     "looking through images": ("repmlp.training.loop.load_run_data", TRAIN, ["r"]),
     "hashing weights": ("repmlp.checkpoint.digest", "convert t m", ["m"]),
     "hashing files": ("repmlp.training.loop.data_fingerprint", TRAIN, ["r"]),
@@ -52,7 +53,7 @@ LONG_STEPS = {
     "rounding": (
         "repmlp.deploy.quantization.load_exported",
         "quantize t x.torchscript --engine=torch --data=digits --max-drop=100",
-        ["x.torchscript", "x.torchscript.check.npz", "x.torchscript.check.py"],
+        ["README.md", "x.torchscript", "x.torchscript.check.npz", "x.torchscript.check.py"],
     ),
     "exporting": ("repmlp.deploy.exporting.compare", "export d x.pt2 --format=torch", None),
 }

@@ -138,7 +138,7 @@ def test_a_warning_is_one_line_and_escaped(monkeypatch, capsys):
 def test_no_command_prints_an_escape_of_a_name(tmp_path, capsys, monkeypatch):
     """Names of folders, files, classes and weights, in what is printed and in warnings."""
     monkeypatch.chdir(tmp_path)
-    evil, printed = "[/red]\x1b[2J", []
+    evil, printed = "[red]\x1b[2J", []
     for split, images in (("train", 4), ("val", 2)):
         for name in (f"a{evil}", f"b{evil}"):
             (tmp_path / evil / split / name).mkdir(parents=True)
@@ -151,8 +151,9 @@ def test_no_command_prints_an_escape_of_a_name(tmp_path, capsys, monkeypatch):
     run, data = f"r{evil}", ["--bad-images=skip"]
     train = ["--img-size=8", "--epochs=1", "--val-fraction=0", "--batch-size=4", f"--data=folder:{evil}", *args, *data]
     for words in (
-        ["train", run, f"--weights=w{evil}", *train],
+        ["train", run, *train],
         ["train", run, *train],  # exists
+        ["train", f"x{evil}", f"--weights=w{evil}", *train],  # of other classes
         ["info", run],
         ["convert", run],
         ["verify", run, f"{run}/deploy"],
@@ -169,5 +170,5 @@ def test_no_command_prints_an_escape_of_a_name(tmp_path, capsys, monkeypatch):
         printed.append((words[0], status))
         for text in (shown.out, shown.err):
             assert "\x1b" not in text, words
-    assert [status for _, status in printed] == [0, 2, 0, 0, 0, 0, 2, 0, 2, 0], printed
+    assert [status for _, status in printed] == [0, 2, 2, 0, 0, 0, 0, 2, 0, 2, 0], printed
     assert found

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pictures import encoded, picture
+from repmlp.data import load_data
 from repmlp.data.decoding import decode_image
 from repmlp.data.images import EncodedImages, channel_histogram, evenly_spread, find_unreadable, mean_std
 
@@ -90,3 +92,12 @@ def test_an_image_that_cannot_be_decoded_is_named():
         ValueError, match=r"^image 0 is not an image .*: repair or remove it, or leave out .*bad_images='skip'"
     ):
         Files([encoded(picture(0))[:100]])[0]
+
+
+def test_full_shared_memory_is_an_os_error(folders, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(OSError, match=r"no shared memory for the data set, make room in /dev/shm .*No space left"):
+        load_data(f"folder:{folders}")

@@ -72,7 +72,10 @@ class EncodedImages(LabeledImages):
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
-        self._turned = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
+        try:
+            self._turned = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
+        except RuntimeError as error:
+            raise OSError(f"there is no shared memory for the data set, make room in /dev/shm ({error})") from error
 
     @property
     def num_turned(self) -> int:  # type: ignore[override]
