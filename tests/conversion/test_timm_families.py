@@ -105,6 +105,12 @@ def test_a_small_member_of_each_family_converts(name, tmp_path, monkeypatch):
     assert norms(converted) == left
 
 
+def test_a_small_member_converts_in_bfloat16(tmp_path):
+    arguments, _, _ = TINY["levit_128s"]
+    model, x = build("levit_128s", torch.bfloat16, **arguments)
+    assert repmlp.verify(model, assert_converts(model, x, tmp_path / "model", torch.bfloat16), x)
+
+
 @pytest.mark.parametrize("name", ["lcnetv2_small", "fastvit_t8"])
 def test_timm_builds_some_deploy_forms_itself(name, tmp_path):
     arguments, _, _ = TINY[name]
