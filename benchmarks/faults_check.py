@@ -125,9 +125,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
 def canonical(files: Tree) -> dict[str, Any]:
     """Files by name, without what differs between equal runs: times, places, measurements.
 
-    Pictures and cards are left out: they are made last, and a run is finished without them.
+    Pictures and cards, which are made last, and the state of a run that has its test.json are left out.
     """
-    return {name: _canonical(name, text) for name, text in files.items() if not name.endswith((".png", "README.md"))}
+    late = (".png", "README.md", *(["state/state.pt"] if any(name.endswith("test.json") for name in files) else []))
+    return {name: _canonical(name, content) for name, content in files.items() if not name.endswith(late)}
 
 
 def _canonical(name: str, content: bytes) -> Any:

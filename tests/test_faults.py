@@ -42,6 +42,7 @@ def rounds(*todo: tuple[int, str, str, str | None]) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_race_and_a_kill():
     race, kill = rounds((0, "train", "race", None), (1, "train", "kill", None))
     assert race["faults"] == kill["faults"] == []
