@@ -125,9 +125,14 @@ READERS: dict[str, Callable[[Path], Any]] = {
 def canonical(files: Tree) -> dict[str, Any]:
     """Files by name, without what differs between equal runs: times, places, measurements.
 
-    Pictures and cards, which are made last, and the state of a run that has its test.json are left out.
+    Pictures, reports and cards, which are made last, and the state of a run that has its test.json are left out.
     """
-    late = (".png", "README.md", *(["state/state.pt"] if any(name.endswith("test.json") for name in files) else []))
+    late = (
+        ".png",
+        ".html",
+        "README.md",
+        *(["state/state.pt"] if any(name.endswith("test.json") for name in files) else []),
+    )
     return {name: _canonical(name, content) for name, content in files.items() if not name.endswith(late)}
 
 
