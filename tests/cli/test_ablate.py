@@ -39,7 +39,6 @@ def times(folder: Path, pattern: str = "*/seed-*/*"):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.glob(pattern)}
 
 
-@pytest.mark.slow
 def test_the_whole_ablation(folder):
     told = json.loads((folder / "ablation.json").read_text())
     titles = [line["title"] for line in told["lines"]]

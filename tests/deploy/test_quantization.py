@@ -379,7 +379,7 @@ def test_calibration_images_are_training_images_prepared_for_the_model(digits):
 
 
 def test_the_training_form_an_existing_file_and_a_missing_package(model, images, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"training form, .*repmlp\.reparameterize"):
+    with pytest.raises(ValueError, match=r"training form: .*repmlp\.reparameterize"):
         quantize(timm.create_model("repmlp_cifar"), tmp_path / "a.onnx", [], method="dynamic")
     (tmp_path / "a.onnx").write_text("mine")
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
