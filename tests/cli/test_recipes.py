@@ -33,12 +33,12 @@ def _precision():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Eight images of each of four classes, as a folder; gray noise would not show a wrong color operation."""
+    """Twenty-four images of each of four classes, as a folder; gray noise would not show a wrong color operation."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in "abcd":
             (tmp_path / "photos" / split / name).mkdir(parents=True)
-            for i in range(8):
+            for i in range(24):
                 pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{i}.jpg")
     return f"folder:{tmp_path / 'photos'}"

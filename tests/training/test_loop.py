@@ -11,6 +11,7 @@ from accelerate import Accelerator
 import repmlp
 from repmlp.data import load_data
 from repmlp.training import build_test_loader, evaluate, train
+from repmlp.training.batches import count_images
 from repmlp_settings import Train
 from tiny import TINY
 
@@ -109,3 +110,14 @@ def test_data_of_another_kind_than_the_model_was_trained_for(run, tmp_path):
     data = load_data("digits")
     with pytest.raises(ValueError, match="the model has 10 classes and 1 channels, the data 9 and 1"):
         build_test_loader(model, type(data)(data.train, data.test, data.class_names[:9], data.mean, data.std), 10)
+
+
+@pytest.mark.parametrize(
+    ("val_fraction", "text"),
+    [
+        (0.1, "1,293 training, 144 validation and 360 test images of 10 classes"),
+        (0.0, "1,437 training, no validation and 360 test images of 10 classes"),
+    ],
+)
+def test_the_images_of_each_split_are_counted_at_the_start(val_fraction, text):
+    assert count_images(Train(output="run", data="digits", val_fraction=val_fraction), load_data("digits")) == text

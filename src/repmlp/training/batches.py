@@ -107,6 +107,17 @@ def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerat
     return RunData(data, config, train, val, test, len(train) // settings.accumulation)
 
 
+def count_images(settings: Train, data: ImageData) -> str:
+    """How many images a run trains on, validates on and tests on, in words."""
+    to_train, validation = data.train_and_val(
+        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
+    )
+    validated = f"{len(validation[1]):,} validation" if validation else "no validation"
+    return (
+        f"{len(to_train):,} training, {validated} and {len(data.test):,} test images of {len(data.class_names)} classes"
+    )
+
+
 def build_batches(
     settings: Train, data: ImageData, data_config: DataConfig, accelerator: Accelerator
 ) -> tuple[Batches, Batches | None, Batches]:

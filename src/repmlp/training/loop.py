@@ -21,7 +21,7 @@ from repmlp_settings import EXPORTED, Train
 from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
 from ..files import atomic_folder, atomic_write, claim, ensure_can_write
 from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
-from .batches import OnCheck, RunData, build_run_data, load_run_data
+from .batches import OnCheck, RunData, build_run_data, count_images, load_run_data
 from .checks import check_classes, check_settings
 from .config import absolute_paths, stored_settings, write_settings
 from .evaluation import evaluate, gather_over_processes, sum_over_processes
@@ -118,6 +118,7 @@ def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnChec
             progress = Progress.from_state(state, accelerator.process_index, accelerator.num_processes)
     model = build_model(settings, images, on_message, resumed=bool(state))
     data = build_run_data(settings, images, model, accelerator)
+    on_message(count_images(settings, images))
     components = build_components(
         settings, accelerator, model, len(images.class_names), settings.epochs * data.steps, state
     )
