@@ -15,7 +15,7 @@ from repmlp_settings import Train
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 #: The networks of recipes for photos, as small as they become.
 SMALL = {
-    "repmlpnet_t224": {"model": "repmlpnet_t224", "img_size": 64},
+    "repmlpnet_t224": {"model_args": {"partition_sizes": [32, 16, 8, 4]}, "img_size": 128},
     "repmlp_resnet50": {"model": "repmlp_resnet50", "img_size": 64},
     "repmlp_faceresnet": {"model": "repmlp_faceresnet", "img_size": 96},
     "repmlp_cifar": {"model_args": {"channels": [4, 8], "partition_size": 8}, "img_size": 16},
