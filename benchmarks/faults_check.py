@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from repmlp.training import read_settings
 from repmlp.training.state import read_state
 
 Tree = dict[str, bytes]
+
+
+def without_folders(traceback: str) -> str:
+    """The text with files named without the folders they are in, which belong to a machine."""
+    return re.sub(r'File "[^"]*/', 'File "', traceback)
 
 
 def tree(folder: Path) -> Tree:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from faults_check import without_folders
+
 import repmlp
 import repmlp.files
 import repmlp.training.loop
@@ -109,7 +111,9 @@ class Child:
         if status is None:
             return ["it hangs"]
         expected = {"kill": {-signal.SIGKILL}, "term": {-signal.SIGTERM}}.get(kind, set())
-        return [] if status in {0, 2, 130, *expected} else [f"exit status {status}: {self.text[-300:]}"]
+        if status in {0, 2, 130, *expected}:
+            return []
+        return [f"exit status {status}: {without_folders(self.text)[-300:]}"]
 
     def end(self) -> None:
         if self.status is None:

@@ -146,3 +146,8 @@ def test_files_of_a_run_that_are_not_whole_are_found(tmp_path, check, name, cont
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(content)
     assert [fault.partition(" ")[0] for fault in check.damaged(tmp_path, [name])] == [name]
+
+
+def test_a_traceback_in_the_results_names_no_folder(check):
+    line = 'File "/home/me/.venv/lib/torch/storage.py", line 536, in _share File "/opt/a b/x.py", line 2'
+    assert check.without_folders(line) == 'File "storage.py", line 536, in _share File "x.py", line 2'
