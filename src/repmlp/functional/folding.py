@@ -17,8 +17,8 @@ def to_double(x: Tensor) -> Tensor:
 
 
 def row_slices(weight: Tensor) -> Iterator[slice]:
-    """Slices of the first axis of a weight, of about 2^18 numbers each: float64 copies of them stay small."""
-    step = max(1, 2**18 * weight.shape[0] // max(1, weight.numel()))
+    """Slices of the first axis of a weight, of about 2^16 numbers each: float64 copies of them stay small."""
+    step = max(1, 2**16 * weight.shape[0] // max(1, weight.numel()))
     return (slice(start, start + step) for start in range(0, weight.shape[0], step))
 
 
