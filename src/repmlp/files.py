@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         OSError: if the file cannot be written, for example because the disk is full. It says what is kept.
     """
     path = _resolve(path)
+    _ensure_not_special(path)
     with _scratch_folder(path) as scratch:
         yield scratch / path.name
         parts = sorted(scratch.iterdir(), key=lambda part: part.name == path.name)
@@ -128,6 +130,7 @@ def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwr
 
 
 def _ensure_can_replace(path: Path, ours: Iterable[str] | None, overwrite: bool) -> None:
+    _ensure_not_special(path)
     if ours is None and path.is_dir():
         raise FileExistsError(f"{path} is a folder: choose another name for the file")
     if ours is not None and not path.is_dir():
@@ -213,6 +216,26 @@ def set_aside(folder: Path) -> Path | None:
     """Where an interrupted :func:`atomic_folder` left the old ``folder``, if there is no ``folder`` now."""
     aside = folder.with_name(f"{REPLACED}{folder.name}")
     return aside if not folder.exists() and len(os.fsencode(aside.name)) <= 255 and aside.is_dir() else None
+
+
+def ensure_regular(path: str | Path) -> None:
+    """Raise ValueError if ``path`` is a named pipe, a socket or a device: opening it could wait forever."""
+    if is_special(path):
+        raise ValueError(f"{path} is not a regular file but a named pipe, a socket or a device: remove it")
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether there is something at ``path`` that is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _ensure_not_special(path: Path) -> None:
+    if is_special(path):
+        raise FileExistsError(f"{path} is a named pipe, a socket or a device, which is not replaced: choose a file")
 
 
 def rmtree_if_exists(folder: Path) -> None:

@@ -88,6 +88,10 @@ def test_what_cannot_be_used(datasets, write, tmp_path):
         load_data(write({"kind": datasets.Value("string"), "values": ["cat", "dog"]}), tmp_path / "cache")
     with pytest.raises(ValueError, match=r"has the labels -1, its classes are 0 to 1"):
         load_data(write(names(datasets, [0, -1])), tmp_path / "cache")
+    (tmp_path / "other" / "train-0.parquet").parent.mkdir()
+    (tmp_path / "other" / "train-0.parquet").write_bytes(b"PAR1 of another kind PAR1")
+    with pytest.raises(FileNotFoundError, match=r"no data set .*other: pass download=True"):
+        load_data(f"hfds/{tmp_path / 'other'}", tmp_path / "cache")
 
 
 def test_broken_images_stop_or_are_left_out(datasets, write, tmp_path):

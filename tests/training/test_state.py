@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
+from pipes import named_pipe
 
 import pytest
 import torch
@@ -275,6 +276,12 @@ def test_states_that_are_none_or_newer(tmp_path):
         torch.save(foreign, tmp_path / STATE)
         with pytest.raises(ValueError, match="is not the state of a run: it lacks"):
             read_state(tmp_path)
+
+
+def test_a_state_that_is_a_named_pipe_is_refused(tmp_path):
+    write_state(tmp_path, {"progress": {}, "model": {}, "optimizer": {}})
+    with named_pipe(tmp_path / STATE) as pipe, pytest.raises(ValueError, match=f"{pipe} is not a regular file"):
+        read_state(tmp_path)
 
 
 @pytest.mark.parametrize(

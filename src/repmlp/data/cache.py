@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..files import atomic_write, ensure_regular
 
 #: Goes up when an entry comes to mean something else, so that files of older versions are computed again.
 FORMAT = 1
@@ -40,6 +40,7 @@ def _is_current(entry: object, content: object) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError, RecursionError):
+        ensure_regular(file)
         stored = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(stored, dict) and stored.get("format") == FORMAT and isinstance(stored.get("entries"), dict):
             return stored["entries"]

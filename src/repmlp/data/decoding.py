@@ -7,6 +7,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..files import ensure_regular
+
 #: Suffixes of image files, in the order of preference where a shard has one image in several.
 EXTENSIONS = (*IMG_EXTENSIONS, ".jfif", ".gif")
 #: Bytes of an image file, at most. A larger one is refused before it is read.
@@ -31,8 +33,9 @@ def read_file(path: str | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ValueError: if it is larger than MAX_FILE_SIZE.
+        ValueError: if it is larger than MAX_FILE_SIZE, or a named pipe, socket or device.
     """
+    ensure_regular(path)
     with open(path, "rb") as file:
         encoded = file.read(MAX_FILE_SIZE + 1)
     if len(encoded) > MAX_FILE_SIZE:

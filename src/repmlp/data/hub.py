@@ -64,7 +64,7 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
     with _offline(datasets, not download):
         try:
             splits = datasets.load_dataset(name, cache_dir=cache)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of the library's many kinds, for any name and any files
             how = "" if download else " pass download=True to get it from the Hub, or"
             raise FileNotFoundError(f"no data set {name}:{how} give the path of a folder ({error})") from error
         chosen = choose_splits(list(splits), name)

@@ -101,6 +101,8 @@ def _user_file(folder: Path) -> Path:
 
 def _read(file: Path, key: str) -> Found | None:
     """What a file holds, mapped into memory; None if there is none, a damaged one or one of other images."""
+    if not file.is_file():  # a named pipe would be waited for
+        return None
     with suppress(OSError, SafetensorError), safe_open(file, "pt") as stored:
         about = stored.metadata() or {}
         if about.get("key") == key:

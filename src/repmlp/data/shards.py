@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import ensure_regular
 from ..messages import shorten
 from .cache import get_or_compute
 from .decoding import EXTENSIONS, MAX_FILE_SIZE
@@ -103,9 +104,10 @@ def index_shard(path: Path, label_key: str = "") -> Samples:
         label_key: if given, the label is this field of KEY.json, and images with a negative label are left out.
 
     Raises:
-        ValueError: if the tar file is truncated, an image has no label or a label no image, a file is too large or
-            sparse, or a label is not a class index.
+        ValueError: if the tar file is truncated, or a named pipe, socket or device; an image has no label or a label
+            no image; a file is too large or sparse; or a label is not a class index.
     """
+    ensure_regular(path)
     images: dict[str, dict[str, tarfile.TarInfo]] = {}
     labels: dict[str, int] = {}
     try:

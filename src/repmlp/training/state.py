@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files import PARTIAL, atomic_file
+from ..files import PARTIAL, atomic_file, ensure_regular
 
 STATE = Path("state") / "state.pt"
 #: Of the state file; a newer one is refused. Format 1, which did not say so, lacks the totals of other processes,
@@ -48,6 +48,7 @@ def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None
     path = folder / STATE
     if not path.exists():
         return None
+    ensure_regular(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a file of any bytes can fail in any way
