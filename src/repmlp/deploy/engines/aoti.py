@@ -4,6 +4,7 @@ Open them only if you trust their origin. Writing them takes a C++ compiler.
 """
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 from .engine import METADATA, Forward, Metadata, Program, TorchEngine
@@ -30,7 +31,9 @@ def run(file, images):
             "aot_inductor.metadata": {METADATA: json.dumps(metadata)},
             "cpp.dynamic_threads": True,  # or the number of threads of this process is compiled in
         }
-        aoti_compile_and_package(program, package_path=str(file), inductor_configs=configs)
+        archive = BytesIO()  # not the file: PyTorch aborts the process if the disk is full
+        aoti_compile_and_package(program, package_path=archive, inductor_configs=configs)
+        file.write_bytes(archive.getbuffer())
 
     def load(self, file: Path) -> tuple[Forward, str]:
         from torch._inductor import aoti_load_package

@@ -2,6 +2,7 @@
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ def run(file, images):
 """
 
     def write(self, program: Program, file: Path, metadata: Metadata, opset: int | None = None) -> None:
-        torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
+        archive = BytesIO()  # not the file: PyTorch aborts the process if the disk is full
+        torch.export.save(program, archive, extra_files={f"{METADATA}.json": json.dumps(metadata)})
+        file.write_bytes(archive.getbuffer())
 
     def load(self, file: Path) -> tuple[Forward, str]:
         extra = {f"{METADATA}.json": ""}

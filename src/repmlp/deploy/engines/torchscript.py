@@ -5,9 +5,9 @@ these layers and TorchScript, but has nothing else that is as fast on CPUs.
 """
 
 import json
-import tempfile
 import warnings
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -38,12 +38,12 @@ def run(file, images):
 
     def quantize(self, model: nn.Module, file: Path, metadata: Metadata, calibration: Tensor | None) -> None:
         message = f"PyTorch {torch.__version__} cannot quantize this {type(model).__name__}, use onnxruntime"
-        with engine_errors(message), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        with engine_errors(message), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecation
             from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
             script = torch.jit.script(quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}))
-            whole = Path(scratch) / "whole.torchscript"
+            whole = BytesIO()
             torch.jit.save(script, whole, _extra_files={f"{METADATA}.json": json.dumps(metadata)})
             with zipfile.ZipFile(whole) as source, zipfile.ZipFile(file, "w") as target:
                 for name in source.namelist():
