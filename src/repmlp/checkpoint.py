@@ -206,6 +206,9 @@ def build_network(name: str, **arguments: Any) -> Any:
         ValueError: if timm does not know the network, or cannot build it with these arguments.
     """
     check_architecture(name)
+    for key, least in (("in_chans", 1), ("num_classes", 0)):
+        if isinstance(value := arguments.get(key), int) and value < least:
+            raise ValueError(f"{name} cannot be built with {key}={value}: it has to be {least} or more")
     try:
         return timm.create_model(name, **arguments)
     except (OSError, ImportError):

@@ -21,9 +21,12 @@ from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from repmlp_settings import COMMANDS
+from repmlp_settings import COMMANDS, check_numbers
 
 from .text import printable, with_flags
+
+#: How PyTorch says that a tensor does not fit.
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|[Ss]torage size calculation overflowed")
 
 
 def build_parser(only: str | None = None) -> ArgumentParser:
@@ -81,13 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     name, settings = parse([word for word in words if word != "--debug"])
     try:
+        check_numbers(settings)
         command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
         return command.run(settings)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if "--debug" in words:
             raise
-        print("error:", printable(with_flags(str(error), COMMANDS[name]), keep="\n"), file=sys.stderr)
-        return 2
+        message = with_flags(str(error), COMMANDS[name])
+    except (RuntimeError, MemoryError) as error:
+        if "--debug" in words or not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        message = f"there is not enough memory: use fewer images, a smaller batch or a smaller network ({reason})"
+    print("error:", printable(message, keep="\n"), file=sys.stderr)
+    return 2
 
 
 @contextmanager

@@ -34,6 +34,8 @@ def run(settings: Ablate) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("repmlp ablate runs without torchrun: start it several times, the processes share the runs")
     output = Path(settings.output)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is not a folder: choose another name for the results")
     recipe, rows = read_recipe(settings), choose_rows(settings.rows)
     keep_freed_memory()
     if not settings.images:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from repmlp.deploy.benchmarking import bench
 from repmlp.deploy.environment import machine
-from repmlp.files import atomic_write
+from repmlp.files import atomic_write, ensure_can_write
 from repmlp.plot.throughput import plot_throughput
 from repmlp_settings import Bench
 
@@ -14,6 +14,8 @@ from .console import say, table
 
 def run(settings: Bench) -> int:
     output = Path(settings.output)
+    for name in ("bench.json", "bench.png"):
+        ensure_can_write(output / name, overwrite=True)
     measurements = bench(
         settings.models,
         settings.engines,

@@ -12,17 +12,20 @@ from repmlp_settings import Export
 from .card import describe_file, name_forms
 from .console import say, show_progress
 from .convert import beside, converted
-from .data import load_test_images
+from .data import check_memory, load_test_images
 
 
 def run(settings: Export) -> int:
     suffix = EXPORTERS[settings.format or "onnx"].suffix
     file = Path(settings.output or beside(settings.model, f"deploy{suffix}"))
+    if settings.images < 1:
+        raise ValueError(f"--images is {settings.images}: compare on one image or more")
     check_target(file, settings.format, settings.opset, settings.overwrite)
     model = load_model(settings.model)
     images = None
     if settings.data:
-        _, loader = load_test_images(model, settings, settings.images)
+        data, loader = load_test_images(model, settings, settings.images)
+        check_memory(model, min(settings.images, len(data.test)))
         images = next(iter(loader))[0]
     both = (model, None) if settings.no_convert else converted(model)
     if both is None:

@@ -14,7 +14,7 @@ from repmlp.training import read_settings
 from repmlp_settings import Train, Verify
 
 from .console import print_report, say
-from .data import load_test_images
+from .data import check_memory, load_test_images
 
 
 def run(settings: Verify) -> int:
@@ -23,6 +23,8 @@ def run(settings: Verify) -> int:
     if settings.json:
         ensure_can_write(settings.json, overwrite=True)
     a = load_model(settings.a)
+    if not settings.data:
+        check_memory(a, settings.images)
     if settings.b is None and is_reparameterized(a):
         raise ValueError(f"{settings.a} is in deploy form: name a second model to compare it with")
     b = load_model(settings.b) if settings.b else reparameterize(a)
@@ -56,5 +58,6 @@ def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
 
 def test_images(model: nn.Module, images: int, settings: Verify | Train) -> Tensor:
     """The first test images of a data set, preprocessed for the model."""
-    _, loader = load_test_images(model, settings, batch_size=1)
+    data, loader = load_test_images(model, settings, batch_size=1)
+    check_memory(model, min(images, len(data.test)))
     return torch.cat([image for image, _ in islice(loader, images)])

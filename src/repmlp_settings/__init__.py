@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .ablate import Ablate
+from .limits import check_numbers as check_numbers
 from .train import Train
 
 

@@ -110,6 +110,12 @@ def test_arguments_that_a_network_does_not_take_are_an_error(arguments, capsys):
     assert "error: repmlp_cifar cannot be built with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "value"), [("in_chans", 0), ("num_classes", -1)])
+def test_a_network_that_cannot_run_is_not_built(name, value, capsys):
+    assert main(["info", "test_resnet", f"--model_args.{name}={value}"]) == 2
+    assert f"error: test_resnet cannot be built with {name}={value}: it has to be" in capsys.readouterr().err
+
+
 def test_the_training_form_is_not_replaced_by_its_deploy_form(tmp_path, capsys):
     repmlp.save_model(timm.create_model("repmlp_cifar", **ARGS), tmp_path / "run" / "model")
     for source in ("run", "run/model"):

@@ -198,6 +198,12 @@ def test_a_tolerance_can_be_given(model, deployed):
     assert repmlp.verify(model, model, tolerance=0.0)
 
 
+@pytest.mark.parametrize("tolerance", [-1e-9, float("nan")])
+def test_a_tolerance_that_nothing_can_meet_is_refused(model, tolerance):
+    with pytest.raises(ValueError, match=f"tolerance is {tolerance}, but has to be 0 or more"):
+        repmlp.verify(model, model, tolerance=tolerance)
+
+
 def test_the_report_as_text(model, deployed):
     report = repmlp.verify(model, deployed)
     header, *rows, verdict = str(report).splitlines()

@@ -58,6 +58,23 @@ def test_unknown_engines_and_networks(folder):
         bench(["resnet5000"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batches": []}, "there is no batch size to measure: name one or more"),
+        ({"engines": []}, "there is no engine to measure: name one or more"),
+        ({"batches": [1, 0]}, "batch size is 0, but has to be 1 or more"),
+        ({"threads": 0}, "threads is 0, but has to be 1 or more"),
+        ({"threads": -1}, "threads is -1, but has to be 1 or more"),
+        ({"rounds": 0}, "rounds is 0, but has to be 1 or more"),
+        ({"warmup": -1}, "warmup is -1, but has to be 0 or more"),
+    ],
+)
+def test_numbers_that_are_too_small(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        bench(["not opened"], **wrong)
+
+
 @pytest.mark.slow
 def test_the_command_writes_figures_and_a_picture(folder, tmp_path):
     arguments = ["--engines", "training,pytorch", "--precisions=float32,bf16", "--rounds=2", "--memory"]

@@ -34,6 +34,8 @@ from tiny import TINY
         ({"precision": "fp16"}, "precision fp16 needs a GPU, and this run is on a CPU: use bf16 or no"),
         ({"trackers": ["nosuch"]}, "unknown tracker 'nosuch': accelerate has .*tensorboard"),
         ({"img_size": [8, 8, 8]}, "img_size .* is not a size: use one number, or height and width"),
+        ({"crop_padding": 9}, "crop_padding is 9, but has to be at most 8, the image size"),
+        ({"workers": 1025}, "workers is 1025, but has to be at most 1024"),
         ({"freeze": "all-but-blocks", "model": "test_resnet", "model_args": {}}, "there is no RepMLP block in this"),
     ],
 )

@@ -95,7 +95,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(tmp_path):
         ({"model": "repmlp_cifer"}, "unknown model 'repmlp_cifer', did you mean repmlp_cifar"),
         ({"data": "mnist"}, "unknown data set 'mnist': there are digits"),
         ({"img_size": 9}, "feature size 9x9 is not a multiple of partition 4x4"),
-        ({"model_args": {"chanels": [4]}}, "repmlp_cifar does not take these arguments.*chanels"),
+        ({"model_args": {"chanels": [4]}}, "repmlp_cifar cannot be built with .*chanels"),
+        ({"model_args": {"channels": [0]}}, "repmlp_cifar cannot be built with .*channels"),
+        ({"model_args": {"channels": [-4]}}, "repmlp_cifar cannot be built with .*channels"),
+        ({"model_args": {"channels": [4], "partition_size": 4, "kernel_sizes": [-1]}}, "cannot be built with"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_written(tmp_path, wrong, message):

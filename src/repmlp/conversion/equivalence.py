@@ -58,8 +58,11 @@ def verify(
 
     Raises:
         ValueError: if there are no inputs and ``a`` specifies no input size, if outputs differ in structure or shape,
-            or if a copy would not compute with its own weights (a wrapper, or a ``forward`` assigned to a module).
+            if the tolerance is negative, or if a copy would not compute with its own weights (a wrapper, or a
+            ``forward`` assigned to a module).
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}, but has to be 0 or more")
     args, kwargs = _arguments(example_inputs(a) if inputs is None else inputs)
     batch = next((len(t) for _, t in tensors_of([args, kwargs]) if t.dim()), 1)
     if batch == 0:

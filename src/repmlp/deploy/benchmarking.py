@@ -218,9 +218,20 @@ def bench(
         report: called with a line about what is being done.
 
     Raises:
-        ValueError: if an engine computes something else; a name, engine or precision is unknown; or no engine supports
-            the precisions.
+        ValueError: if an engine computes something else; a name, engine or precision is unknown; a number is too
+            small; or no engine supports the precisions.
     """
+    for what, values in (("network", names), ("engine", engines), ("batch size", batches), ("precision", precisions)):
+        if not values:
+            raise ValueError(f"there is no {what} to measure: name one or more")
+    for what, value, least in (
+        *(("batch size", batch, 1) for batch in batches),
+        ("threads", 1 if threads is None else threads, 1),
+        ("rounds", rounds, 1),
+        ("warmup", warmup, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{what} is {value}, but has to be {least} or more")
     ways = {(engine, precision): supports(engine, precision) for precision in precisions for engine in engines}
     if left_out := [f"{engine} in {precision}" for (engine, precision), supported in ways.items() if not supported]:
         report(f"left out, since not supported: {', '.join(left_out)}")

@@ -127,7 +127,7 @@ def build_batches(
     augmentation of its own.
 
     Raises:
-        ValueError: for a batch size that cannot be divided as it has to be.
+        ValueError: for a batch size that cannot be divided as it has to be, or a padding larger than the images.
     """
     shard = ProcessShard(accelerator.process_index, accelerator.num_processes)
     to_train, validation = data.train_and_val(
@@ -146,6 +146,9 @@ def build_batches(
             f"{settings.accumulation} micro-batches: use a batch_size that is a multiple of {parts}, no larger than "
             f"the {len(to_train)} images to train on"
         )
+    shorter = min(data_config["input_size"][1:])
+    if settings.augment == "pad-crop" and settings.crop_padding > shorter:
+        raise ValueError(f"crop_padding is {settings.crop_padding}, but has to be at most {shorter}, the image size")
     if (settings.mixup or settings.cutmix) and batch_size // parts % 2:
         raise ValueError(
             f"mixup and cutmix mix pairs of images, and a process computes {batch_size // parts} at a time: "

@@ -1,12 +1,11 @@
 """Settings that cannot work, or would silently do nothing, are refused before anything is read or written."""
 
-import math
 from collections.abc import Callable
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from timm.optim import get_optimizer_info
 
-from repmlp_settings import Train
+from repmlp_settings import Train, check_numbers
 
 from ..data import ImageData
 
@@ -34,9 +33,10 @@ def check_settings(settings: Train) -> None:
         ValueError: naming the setting, what it is, and what it has to be.
         ImportError: for a tracker that is not installed.
     """
+    check_numbers(settings)
     for name, (holds, wanted) in RANGES.items():
         value = getattr(settings, name)
-        if not (math.isfinite(value) and holds(value)):
+        if not holds(value):
             raise ValueError(f"{name} is {value}, but has to be {wanted}")
     if settings.warmup_epochs >= settings.epochs:
         raise ValueError(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from repmlp_settings import Train
 
+from ..checkpoint import build_network
 from ..data import ImageData
 from ..layers import convert_sync_batchnorm
 from ..locality import inject_locality
@@ -196,10 +196,7 @@ def build_model(
         num_classes=len(data.class_names),
         **settings.model_args,
     )
-    try:
-        model: Any = timm.create_model(**arguments)
-    except TypeError as error:  # an argument that the network does not have
-        raise ValueError(f"{settings.model} does not take these arguments: {error}") from error
+    model = build_network(arguments.pop("model_name"), **arguments)
     if settings.locality:
         inject_locality(model, settings.locality)
     if settings.weights is not None and not resumed:

@@ -1,0 +1,30 @@
+"""Numbers that no command takes: not finite, or so large that memory or processes run out."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+#: The most of what has a limit of its own; every other whole number is below 2^31.
+LIMITS = {"workers": 1024, "threads": 1024, "port": 65535, "seed": 2**32 - 1, "seeds": 2**32 - 1}
+
+
+def check_numbers(settings: Any) -> None:
+    """Check each number of a command's settings, also those in lists.
+
+    Raises:
+        ValueError: naming the setting, what it is, and what it has to be.
+    """
+    for field in fields(settings):
+        most = LIMITS.get(field.name, 2**31 - 1)
+        for value in _numbers(getattr(settings, field.name)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} is {value}, but has to be a finite number")
+            if isinstance(value, int) and abs(value) > most:
+                raise ValueError(f"{field.name} is {value}, but has to be at most {most}")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int | float):
+            yield one
