@@ -34,6 +34,7 @@ import numpy as np
 from common import HERE, table, write
 from faults_check import Check, Tree, restore, tree
 from faults_child import Child, Fault, set_modes
+from faults_memo import remember_slow_steps, warm_up
 from PIL import Image
 
 for name in ("train", "convert", "export", "quantize", "ablate"):  # now, not in each child
@@ -136,6 +137,7 @@ class Rounds:
     def __init__(self, base: Path, names: list[str], planted: str | None = None) -> None:
         self.base, self.work, self.names = base, base / "work", names
         self.planted: str | None = None
+        remember_slow_steps()
         self.operations: dict[str, int] = {}  # of the templates
         make_images(base / "data")
         (base / "recipe.yaml").write_text(f"{RECIPE}data: folder:{base}/data\n")
@@ -143,11 +145,15 @@ class Rounds:
         self.planted = planted
 
     def start(self, words: str, fault: Fault | None = None, folder: Path | None = None) -> Child:
-        filled = words.format(w=self.work, b=self.base).split()
-        return Child(filled, folder or self.work, fault or Fault(), self.planted)
+        return Child(self.fill(words), folder or self.work, fault or Fault(), self.planted)
+
+    def fill(self, words: str) -> list[str]:
+        return words.format(w=self.work, b=self.base).split()
 
     def finish(self, words: str, folder: Path | None = None) -> int:
         """Run a command to its end, undisturbed; returns its number of file operations."""
+        if words.startswith(("export", "quantize")):
+            warm_up(self.fill(words))
         child = self.start(words, folder=folder)
         status = child.wait()
         child.end()
