@@ -36,7 +36,7 @@ def open_model(settings: Info) -> nn.Module:
     """Load the model folder if there is one, else create the network of that name."""
     if Path(settings.model).exists() or "/" in settings.model:
         return load_model(settings.model)
-    return build_network(settings.model, **settings.model_args)
+    return build_network(settings.model, **settings.model_args).eval()
 
 
 def forms_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,12 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import timm
 
 from pictures import encoded, picture
+from repmlp import save_model
 from repmlp.training.records import Epoch, append_row
 
 pytestmark = pytest.mark.slow
@@ -32,26 +35,34 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(run):
-    """The page of the command, in a process of its own."""
+@contextmanager
+def served(model):
+    """The address of the page for a model, by the command in a process of its own."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("the extra app is not installed: no gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = "import sys, repmlp_cli; sys.exit(repmlp_cli.main(sys.argv[1:]))"
-    arguments = ["explore", run, "--port", str(port)]
-    server = subprocess.Popen([sys.executable, "-uc", command, *arguments], stdout=subprocess.PIPE, text=True)
-    lines = []
-    for line in server.stdout:
-        lines.append(line)
-        if line.startswith("open "):
-            break
-    assert lines[-1].startswith(f"open http://127.0.0.1:{port}"), lines
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.communicate()
+    arguments = ["explore", model, "--port", str(port)]
+    with subprocess.Popen([sys.executable, "-uc", command, *arguments], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            lines = []
+            for line in server.stdout:
+                lines.append(line)
+                if line.startswith("open "):
+                    break
+            assert lines, "the command ended without a page"
+            assert lines[-1].startswith(f"open http://127.0.0.1:{port}"), lines
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with served(run) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +80,10 @@ def browser():
 @pytest.fixture
 def visit(browser, address):
     """Open the page as another visitor; at the end, every request was for this server and no script has run."""
-    contexts, requests, dialogs = [], [], []
+    contexts, requests, dialogs, hosts = [], [], [], set()
 
-    def open_page():
+    def open_page(address=address):
+        hosts.add(urlsplit(address).netloc)
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.set_default_timeout(LIMIT)
         contexts.append(context)
@@ -86,7 +98,7 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     asked = {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
-    assert asked == {urlsplit(address).netloc}
+    assert asked == hosts
     assert dialogs == []
 
 
@@ -177,6 +189,92 @@ def test_a_broken_weight_is_found_and_other_visitors_keep_theirs(visit):
     assert text_of(other, "Verdict", "equal").startswith("equal")
     mine.get_by_role("button", name="Mend all").click()
     assert text_of(mine, "Verdict", "^equal").startswith("equal")
+
+
+def press_until(page, key, wanted, most=60):
+    """Press a key until the control with a name has the focus."""
+    for _ in range(most):
+        page.keyboard.press(key)
+        focused = page.evaluate("(e => e.getAttribute('aria-label') || e.textContent.trim())(document.activeElement)")
+        if focused == wanted:
+            return
+    raise AssertionError(f"{wanted} is not reached with {key}")
+
+
+def test_the_page_can_be_used_with_the_keyboard_alone(visit):
+    page = visit()
+    press_until(page, "Tab", "Inside FC3")
+    page.keyboard.press("Enter")
+    text_of(page, "Scale", r"pixel \(2, 2\)")
+    press_until(page, "Tab", "range slider for Output pixel, row")
+    page.keyboard.press("ArrowRight")
+    text_of(page, "Scale", r"pixel \(3, 2\)")
+    press_until(page, "Shift+Tab", "Proof")
+    page.keyboard.press("Enter")
+    press_until(page, "Tab", "Break a weight")
+    page.keyboard.press("Enter")
+    text_of(page, "Verdict", "NOT EQUAL")
+    press_until(page, "Tab", "Mend all")
+    page.keyboard.press("Space")
+    text_of(page, "Verdict", "^equal")
+
+
+#: The contrast (WCAG 2.1, 1.4.3) of every visible text that is less than 4.5, with the text.
+PALE = """() => {
+    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const channel = v => v <= 0.04045 * 255 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const background = e => {
+        for (; e; e = e.parentElement) {
+            const color = numbers(getComputedStyle(e).backgroundColor);
+            if (color.length == 3) return color;
+        }
+        return [255, 255, 255];
+    };
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), pale = {};
+    let texts = 0;
+    while (walker.nextNode()) {
+        const text = walker.currentNode.textContent.trim(), e = walker.currentNode.parentElement;
+        const style = getComputedStyle(e);
+        if (!text || !e.offsetParent || style.visibility == "hidden" || style.opacity == 0) continue;
+        const pair = [luminance(numbers(style.color)), luminance(background(e))].sort((a, b) => b - a);
+        const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+        texts += 1;
+        if (contrast < 4.5) pale[text] = contrast;
+    }
+    return [texts, pale];
+}"""
+
+
+def test_every_text_has_a_readable_contrast(visit):
+    page = visit()
+    for name in ("Predict", "Inside FC3", "Proof", "Training"):
+        tab(page, name)
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)  # colors change gradually
+        texts, pale = page.evaluate(PALE)
+        assert texts > 5
+        assert pale == {}, name
+    page.evaluate("document.querySelector('h1').style.color = '#999'")
+    assert len(page.evaluate(PALE)[1]) == 1
+
+
+def test_a_network_of_timm(visit, tmp_path):
+    network = timm.create_model("levit_128s", img_size=64, depth=(1, 1, 1), num_classes=5)
+    with served(save_model(network, tmp_path / "levit")) as address:
+        page = visit(address)
+        assert (
+            page.get_by_role("tab", name="Inside FC3").count() == page.get_by_role("tab", name="Training").count() == 0
+        )
+        page.locator("input[type=file]").first.set_input_files(
+            {"name": "x.png", "mimeType": "image/png", "buffer": encoded(picture())}
+        )
+        text_of(page, "Result", "Both forms predict the same class")
+        tab(page, "Proof")
+        page.get_by_role("button", name="Break a weight").click()
+        text_of(page, "Verdict", "NOT EQUAL")
+        page.get_by_role("button", name="Mend all").click()
+        text_of(page, "Verdict", "^equal")
 
 
 def test_the_curves_follow_a_run(visit, run):

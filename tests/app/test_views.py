@@ -18,7 +18,8 @@ from repmlp.data import load_data
 from repmlp.layers import RepMLP
 from repmlp_app import views
 from repmlp_cli import main
-from repmlp_cli.info import forms_of
+from repmlp_cli.info import forms_of, open_model
+from repmlp_settings import Info
 from weights import randomize
 
 FROZEN = Path(__file__).parents[1] / "frozen"
@@ -60,6 +61,12 @@ def test_the_blocks_of_timms_networks(name):
     changed, _ = views.break_weight(forms["deploy form"], names[0], {})
     assert next(iter(changed)).startswith(names[0])
     assert views.fc3_blocks(forms) == {}
+
+
+def test_both_forms_of_a_network_by_name_are_in_eval_mode():
+    forms = forms_of(open_model(Info("repmlp_cifar", {"channels": [4], "partition_size": 8, "kernel_sizes": [1]})))
+    assert len(forms) == 2
+    assert not any(module.training for form in forms.values() for module in form.modules())
 
 
 def test_a_broken_weight_is_in_the_copy_only_and_is_found(forms):
