@@ -3,13 +3,15 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 
 import repmlp
-from repmlp.data import load_data
+from repmlp.data import ImageData, load_data
+from repmlp.data.images import PixelImages
 from repmlp.training import build_test_loader, evaluate, train
 from repmlp.training.batches import count_images
 from repmlp_settings import Train
@@ -115,12 +117,36 @@ def test_data_of_another_kind_than_the_model_was_trained_for(run, tmp_path):
         build_test_loader(model, type(data)(data.train, data.test, data.class_names[:9], data.mean, data.std), 10)
 
 
+def counted(counts, **settings):
+    """What is said at the start of a run of as many images of each class, for training and for testing."""
+    images = PixelImages(torch.zeros(sum(counts), 1, 1, dtype=torch.uint8), np.repeat(np.arange(len(counts)), counts))
+    data = ImageData(images, images, tuple(f"class {i}" for i in range(len(counts))), (0.5,), (0.5,))
+    return count_images(Train(output="run", **settings), data).split("\n")
+
+
 @pytest.mark.parametrize(
-    ("val_fraction", "text"),
+    ("settings", "lines"),
     [
-        (0.1, "1,293 training, 144 validation and 360 test images of 10 classes"),
-        (0.0, "1,437 training, no validation and 360 test images of 10 classes"),
+        (
+            {"val_fraction": 1 / 3},
+            ["800 training images: class 0 (798), class 1 (2)", "400 validation images: class 0 (399), class 1 (1)"],
+        ),
+        (
+            {"val_fraction": 0.0, "train_images": 400},
+            ["400 training images: class 0 (399), class 1 (1)", "no validation images"],
+        ),
     ],
 )
-def test_the_images_of_each_split_are_counted_at_the_start(val_fraction, text):
-    assert count_images(Train(output="run", data="digits", val_fraction=val_fraction), load_data("digits")) == text
+def test_the_images_of_each_class_are_counted_at_the_start(settings, lines):
+    assert counted([1197, 3], **settings) == [*lines, "1,200 test images: class 0 (1,197), class 1 (3)"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ([1200, *[7] * 9, 0], "1,263 test images of 11 classes: fewest of class 10 (0), most of class 0 (1,200)"),
+        ([5] * 11, "55 test images of 11 classes: 5 of each"),
+    ],
+)
+def test_of_many_classes_the_smallest_and_the_largest_are_counted(counts, line):
+    assert counted(counts, val_fraction=0.0) == [line.replace("test", "training"), "no validation images", line]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 from accelerate import Accelerator
 from timm.data import resolve_data_config
 from timm.data.random_erasing import RandomErasing
@@ -30,6 +31,8 @@ from ..data.images import LabeledImages
 from ..data.transforms import DataConfig
 from ..model_config import label_names_of
 
+#: The images of each class are counted for at most this many classes.
+MAX_COUNTED = 10
 #: Images checked so far, and of all.
 OnCheck = Callable[[int, int], None]
 
@@ -108,14 +111,29 @@ def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerat
 
 
 def count_images(settings: Train, data: ImageData) -> str:
-    """How many images a run trains on, validates on and tests on, in words."""
+    """How many images of each class a run trains on, validates on and tests on: a line for each."""
     to_train, validation = data.train_and_val(
         settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
     )
-    validated = f"{len(validation[1]):,} validation" if validation else "no validation"
-    return (
-        f"{len(to_train):,} training, {validated} and {len(data.test):,} test images of {len(data.class_names)} classes"
-    )
+    lines = [_count_by_class("training", data.train.labels[to_train], data.class_names)]
+    if validation:
+        images, indices = validation
+        lines.append(_count_by_class("validation", images.labels[indices], data.class_names))
+    else:
+        lines.append("no validation images")
+    return "\n".join([*lines, _count_by_class("test", data.test.labels, data.class_names)])
+
+
+def _count_by_class(split: str, labels: np.ndarray, names: Sequence[str]) -> str:
+    """``90 test images: cat (60), dog (30)``; of more than MAX_COUNTED classes only the smallest and the largest."""
+    counts = np.bincount(labels, minlength=len(names))  # (classes)
+    shown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+    images, least, most = f"{len(labels):,} {split} images", counts.argmin(), counts.argmax()
+    if len(names) <= MAX_COUNTED:
+        return f"{images}: {', '.join(shown)}"
+    if counts[least] == counts[most]:
+        return f"{images} of {len(names)} classes: {counts[least]:,} of each"
+    return f"{images} of {len(names)} classes: fewest of {shown[least]}, most of {shown[most]}"
 
 
 def build_batches(
