@@ -12,7 +12,7 @@ from repmlp import official
 from repmlp.data import load_data
 from repmlp.training import train
 from repmlp.training.setup import build_model, build_optimizer
-from repmlp.training.weights import load_weights
+from repmlp.training.weights import load_weights, match_weights
 from repmlp_settings import Train
 from tiny import TINY
 from weights import randomize
@@ -138,6 +138,20 @@ def test_weights_of_the_authors_are_translated(tmp_path, architecture, arguments
         assert torch.equal(model.state_dict()[name], other.state_dict()[name])
 
 
+@pytest.mark.parametrize(("architecture", "arguments"), [("repmlpnet_t224", NET), ("repmlp_resnet50_light", RESNET)])
+def test_weights_of_the_authors_for_any_image_size_are_translated(tmp_path, architecture, arguments):
+    other = randomize(timm.create_model(architecture, **{**arguments, "img_size": 2 * arguments["img_size"]}))
+    torch.save(official.state_dict(other), tmp_path / "theirs.pth")
+    model = timm.create_model(architecture, **arguments)
+    loaded = load_weights(model, tmp_path / "theirs.pth")
+    before = other.state_dict()
+    assert set(loaded.initialized) == {n for n, t in model.state_dict().items() if t.shape != before[n].shape}
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in loaded.copied)
+    torch.save({n: t for n, t in official.state_dict(other).items() if "fc1" not in n}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"the weights do not fit the model: \d+ missing"):
+        load_weights(model, tmp_path / "part.pth")
+
+
 def test_weights_of_timms_resnet_load_into_the_blocks_that_stay(tmp_path):
     theirs = timm.create_model("resnet50", layers=(1, 1, 2, 1), channels=(8, 8, 8, 8))
     save_file(theirs.state_dict(), tmp_path / "resnet.safetensors")
@@ -158,6 +172,10 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(tmp_path):
     repmlp.save_model(network(channels=[8, 8]), tmp_path / "wide")
     with pytest.raises(ValueError, match=r"set model to repmlp_cifar and model_args to .*'channels': \[8, 8\]"):
         load_weights(network(), tmp_path / "wide")
+    color = timm.create_model("repmlp_cifar", img_size=8, **TINY["model_args"])
+    repmlp.save_model(color, tmp_path / "color")
+    with pytest.raises(ValueError, match="they are for images of 3 channels, and those of the data have 1$"):
+        load_weights(network(), tmp_path / "color")
     (tmp_path / "broken.pth").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"broken.pth is"):
         load_weights(network(), tmp_path / "broken.pth")
@@ -170,6 +188,19 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"evil.pth is refused"):
         load_weights(network(), tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("weights", ["model", "model/model.safetensors"])
+def test_the_classes_of_a_model_folder_are_matched_by_name(tmp_path, weights):
+    data = load_data("digits")
+    names = [*data.class_names[1:], data.class_names[0]]
+    repmlp.save_model(network(), tmp_path / "model", names)
+    matched = match_weights(data, settings("r", weights=str(tmp_path / weights)), None)
+    assert matched.class_names == tuple(names)
+    assert [names[label] for label in matched.test.labels] == [data.class_names[label] for label in data.test.labels]
+    repmlp.save_model(network(), tmp_path / "model", [f"class {i}" for i in range(10)], overwrite=True)
+    with pytest.raises(ValueError, match="the class names of the data set and the model differ"):
+        match_weights(data, settings("r", weights=str(tmp_path / weights)), None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Read the authors' checkpoint files without executing anything, and identify them by their keys."""
 
 import pickle
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from ..checkpoint import build_network, read_weights
 
-WRAPPERS = ("state_dict", "model", "module")
-PREFIX = "module."  # DistributedDataParallel's prefix of every name
+#: Entries that hold the state dict; the moving average comes first, as in timm.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
+#: Prefixes of every name: of DDP and EMA, of torch.compile, of Lightning.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.pth`` or ``.safetensors`` file, without wrappers and ``module.`` prefixes.
+    """The state dict in a ``.pth`` or ``.safetensors`` file, without wrappers and their prefixes.
 
-    A pickle is read with ``weights_only=True``: one with anything but tensors and plain containers is refused before
-    any of its code runs.
+    A pickle is read with ``weights_only=True``: one with anything but tensors, plain containers and the
+    ``argparse.Namespace`` that timm's ``train.py`` adds is refused before any of its code runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -28,7 +31,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        content = read_weights(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):
+            content = (
+                read_weights(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it holds something other than tensors, and reading that could run code "
@@ -40,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """The state dict in the ``state_dict``, ``model`` or ``module`` entry of a checkpoint, or the checkpoint itself.
+    """The state dict in an entry of a checkpoint (see WRAPPERS), or the checkpoint itself, without PREFIXES.
 
     Raises:
         ValueError: if it does not map names to tensors.
@@ -53,9 +59,10 @@ def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         what = f"entries {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content)
         raise ValueError(f"{path} holds no state dict (tensors by name), but {what}")
-    if all(name.startswith(PREFIX) for name in content):
-        return {name.removeprefix(PREFIX): tensor for name, tensor in content.items()}
-    return dict(content)
+    tensors = {name: tensor for name, tensor in content.items() if name != "n_averaged"}  # of AveragedModel
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def identify_checkpoint(names: Mapping[str, Any]) -> str:
@@ -89,6 +96,7 @@ def build_for(arch: str, state_dict: Mapping[str, Tensor], **model_args: Any) ->
 
 
 def _reason(error: Exception) -> str:
-    """The line of PyTorch's long message that names the object."""
+    """The part of PyTorch's long message that names the object."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else repr(error))
+    line = next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else repr(error))
+    return line.partition(" was not an allowed global")[0]  # what follows is how to allow it

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.models import get_model_args
+from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
 from repmlp_settings import Train
 
 from .. import official
-from ..checkpoint import load_model
+from ..checkpoint import CONFIG, WEIGHTS, load_model
 from ..conversion import is_reparameterized
 from ..data import ImageData, match_labels
 from ..layers import RepMLP, RepMLPv2
@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
             wrong.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
     if wrong or not any(own[name].is_floating_point() for name in copied):
         reason = shorten(wrong) if wrong else f"no name in common, the first is {next(iter(weights), 'none')}"
-        advice = f"; {_built_with(path)}" if path.is_dir() else ""
+        advice = f"; {_how_they_fit(path, model)}" if path.is_dir() else ""
         raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {reason}{advice}")
     model.load_state_dict({**own, **{name: weights[name] for name in copied}})
     return LoadedWeights(
@@ -106,11 +106,14 @@ def _read_folder(path: Path) -> Mapping[str, Tensor]:
     return model.state_dict()
 
 
-def _built_with(path: Path) -> str:
-    model = load_model(path)
+def _how_they_fit(path: Path, model: nn.Module) -> str:
+    source = load_model(path)
+    channels, wanted = (get_model_input_config(network)["input_size"][0] for network in (source, model))
+    if channels != wanted:
+        return f"they are for images of {channels} channels, and those of the data have {wanted}"
     of_data = ("num_classes", "in_chans", "img_size")
-    arguments = {name: value for name, value in get_model_args(model).items() if name not in of_data}
-    return f"set model to {_architecture(model)} and model_args to {arguments}, which they were trained with"
+    arguments = {name: value for name, value in get_model_args(source).items() if name not in of_data}
+    return f"set model to {_architecture(source)} and model_args to {arguments}, which they were trained with"
 
 
 def _read_file(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
@@ -126,16 +129,19 @@ def _read_file(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _from_official(weights: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
-    """The authors' weights under our names; they are for the image size of ``model`` or that of its architecture."""
+    """The authors' weights under our names, without FC1 and FC2 if they are for another image size."""
     arguments = {name: value for name, value in get_model_args(model).items() if name != "num_classes"}
-    try:
-        source = build_for(_architecture(model), weights, **arguments)
-        official.load(source, weights)
-    except ValueError:
-        arguments.pop("img_size", None)
-        source = build_for(_architecture(model), weights, **arguments)
-        official.load(source, weights)
-    return source.state_dict()
+    source = build_for(_architecture(model), weights, **arguments)
+    other_size = {
+        entry.official: entry
+        for entry in official.entries(source)
+        if SIZE_DEPENDENT in entry.ours
+        and entry.official in weights
+        and tuple(weights[entry.official].shape) != entry.shape
+    }
+    official.load(source, {**weights, **{name: torch.zeros(entry.shape) for name, entry in other_size.items()}})
+    unknown = {entry.ours for entry in other_size.values()}
+    return {name: tensor for name, tensor in source.state_dict().items() if name not in unknown}
 
 
 def _deploy_form(path: Path) -> ValueError:
@@ -165,8 +171,11 @@ def match_weights(data: ImageData, settings: Train, state: State | None) -> Imag
         names = state["data"].get("classes")
         if not names or set(names) != set(data.class_names):  # check_data says what differs
             return data
-    elif settings.weights and Path(settings.weights).is_dir():
-        names = label_names_of(load_model(settings.weights))
+    elif settings.weights:
+        path = Path(settings.weights)
+        if path.name == WEIGHTS and (path.parent / CONFIG).is_file():  # the file of a model folder
+            path = path.parent
+        names = label_names_of(load_model(path)) if path.is_dir() else None
     return match_labels(data, names, settings.labels)
 
 
