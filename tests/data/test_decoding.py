@@ -166,8 +166,9 @@ def test_what_cannot_be_read_is_refused_everywhere_alike(folders, kind):
     path = folders / "val" / "cat" / "1.png"
     path.write_bytes(BROKEN[kind])
     message = rf"{path.name} is not an image that can be read"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         open_image(path)
+    assert " object at 0x" not in str(error.value)
     with pytest.raises(ValueError, match=message):
         load_data(f"folder:{folders}", in_memory="no").test[1]
     with pytest.raises(ValueError, match=message):

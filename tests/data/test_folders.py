@@ -83,6 +83,20 @@ def test_a_folder_that_is_not_there(folders):
     (folders / "val").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no folder \S+train: folder:PATH needs"):
         load_data(f"folder:{folders}")
+    (folders / "Training").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no folder \S+train: folder:PATH needs .*; PATH holds Training$"):
+        load_data(f"folder:{folders}")
+
+
+@pytest.mark.filterwarnings("ignore:ignored")
+def test_folders_that_are_not_splits_are_named(folders):
+    for name in ("valid/cat", ".git/cat", "notes"):
+        (folders / name).mkdir(parents=True)
+    (folders / "text").write_text("not a folder")
+    only = "since only train, val, validation, test are read"
+    assert load_data(f"folder:{folders}").ignored == (f"the folder valid, {only}",)
+    (folders / "dev/cat").mkdir(parents=True)
+    assert load_data(f"folder:{folders}").ignored == (f"the folders dev, valid, {only}",)
 
 
 def test_an_empty_folder(folders):

@@ -274,6 +274,7 @@ class Equivalent(nn.Module):
         ({"feature_size": 0}, r"feature size 0x0 and partition 3x4 must be positive"),
         ({"partition_size": (3, 0)}, r"feature size 6x12 and partition 3x0 must be positive"),
         ({"kernel_sizes": (2,)}, r"kernel 2x2 is even: only odd kernels"),
+        ({"kernel_sizes": (-1,)}, r"kernel -1x-1 is negative"),
         ({"kernel_sizes": ((3, 2),)}, r"kernel 3x2 is even"),
         ({"kernel_sizes": (5,)}, r"kernel 5x5 is larger than the 3x4 map"),
         ({"kernel_sizes": ((1, 5),)}, r"kernel 1x5 is larger than the 3x4 map"),

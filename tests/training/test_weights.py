@@ -174,7 +174,7 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(tmp_path):
         load_weights(network(), tmp_path / "wide")
     color = timm.create_model("repmlp_cifar", img_size=8, **TINY["model_args"])
     repmlp.save_model(color, tmp_path / "color")
-    with pytest.raises(ValueError, match="they are for images of 3 channels, and those of the data have 1$"):
+    with pytest.raises(ValueError, match=r"they are for images of 3 channels, and those of the data have 1$"):
         load_weights(network(), tmp_path / "color")
     (tmp_path / "broken.pth").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"broken.pth is"):

@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..files import ensure_regular
@@ -67,7 +67,10 @@ def decode_image(encoded: bytes, name: str, size: int | None = None) -> Image.Im
             image.load()
             return standardize(image)
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise ValueError(f"{name} is not an image that can be read ({error})") from error
+        reason: object = error
+        if isinstance(error, UnidentifiedImageError):  # its message names an object in memory
+            reason = "its format is unknown to Pillow" if encoded else "the file is empty"
+        raise ValueError(f"{name} is not an image that can be read ({reason})") from error
 
 
 def standardize(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..messages import shorten
 from .decoding import EXTENSIONS, read_file
 from .images import EncodedImages
 from .splits import TEST_SPLIT_NAMES, VAL_SPLIT_NAMES, Splits, choose_splits
@@ -59,11 +60,12 @@ def open_folder(path: Path) -> Splits:
     """
     kinds = ("train", *VAL_SPLIT_NAMES, *TEST_SPLIT_NAMES)
     found = [name for name in kinds if (path / name).is_dir()]
+    others = [name for name in _sub_folders(path) if name not in kinds]
     if "train" not in found or len(found) < 2:
         missing = path / ("train" if "train" not in found else VAL_SPLIT_NAMES[0])
         raise FileNotFoundError(
             f"there is no folder {missing}: folder:PATH needs PATH/train and PATH/val (or PATH/test, or both), "
-            f"each with one sub-folder per class"
+            f"each with one sub-folder per class" + (f"; PATH holds {shorten(others)}" if others else "")
         )
     chosen = choose_splits(found, str(path))
     ignored: Counter[str] = Counter()
@@ -84,8 +86,18 @@ def open_folder(path: Path) -> Splits:
     left_out = [f"{count} {what}" for what, count in sorted(ignored.items()) if count]
     twin = chosen.get("val") or chosen["test"]
     left_out += [f"the folder {name}, since there is {twin}" for name in found if name not in chosen.values()]
+    if unread := [name for name in others if _sub_folders(path / name)]:
+        left_out.append(
+            f"the folder{'s' if len(unread) > 1 else ''} {shorten(unread)}, since only {', '.join(kinds)} are read"
+        )
     data = {kind: FileImages(path, samples) for kind, (samples, _) in scans.items()}
     return Splits(data["train"], data.get("val"), data["test"], tuple(classes), path, tuple(left_out))
+
+
+def _sub_folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones; none if it does not exist or cannot be read."""
+    _, names, _ = next(os.walk(path), ("", [], []))
+    return sorted(name for name in names if not _is_hidden(name))
 
 
 def _scan(folder: Path, ignored: Counter[str]) -> tuple[list[tuple[str, int]], list[str]]:

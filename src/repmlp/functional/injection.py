@@ -23,6 +23,8 @@ def check_kernel_size(kernel_size: tuple[int, int], size: tuple[int, int] | None
         size: (h, w) of the map, which the kernel must not exceed; None if the conv is not to be merged.
     """
     kh, kw = kernel_size
+    if kh < 0 or kw < 0:
+        raise ValueError(f"kernel {kh}x{kw} is negative: a kernel is 1, 3, 5 or another odd number of pixels wide")
     if kh % 2 == 0 or kw % 2 == 0:
         raise ValueError(f"kernel {kh}x{kw} is even: only odd kernels keep the size of the map")
     if size is not None and (kh > size[0] or kw > size[1]):

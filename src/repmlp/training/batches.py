@@ -154,7 +154,8 @@ def build_batches(
     if not len(to_train) or (settings.val_fraction and not (validation and len(validation[1]))):
         raise ValueError(
             f"val_fraction {settings.val_fraction} of {len(data.train)} images leaves none to "
-            f"{'validate on' if len(to_train) else 'train on'}: use another, or 0 for no validation"
+            f"{'validate on' if len(to_train) else 'train on'} (each class keeps one to train on): use another, or 0 "
+            f"for no validation"
         )
     batch_size = min(settings.batch_size, len(to_train))
     parts = shard.world * settings.accumulation
