@@ -48,7 +48,7 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
         right.fill_between(epochs, [min(c) for c in curves], [max(c) for c in curves], color=color, alpha=0.2, lw=0)
         right.plot(epochs, [statistics.mean(c) for c in curves], color=color, marker=marker, label=line.title)
     right.set(title="mean and range over the seeds", xlabel="epoch", ylabel="training loss")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     use_log_scale(right)
     if trained:
         right.legend(frameon=False, fontsize=8)

@@ -27,7 +27,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
                 name = {"train": "training images (augmented)", "val": "validation images"}[part]
                 axes.plot(epochs, values, color=color, marker="." if len(epochs) < 60 else "", label=name)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.set(ylabel="cross-entropy loss")
