@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import repmlp
 from compare import assert_close, assert_same
 from repmlp.conversion import iter_reparameterizable
+from repmlp.deploy import export, load_exported
 from weights import randomize
 
 #: The smallest member of each family, made smaller: arguments, batch norms left by the conversion and by fold_norms.
@@ -151,6 +152,20 @@ def test_every_family_folds_and_is_exported(name, tmp_path):
     assert_same_outputs(program.module(), model, x, 1e-12)
     folded.float().reset_classifier(7)
     assert all(tensor.shape == (1, 7) for tensor in tensors(folded(x.float())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_is_exported_for_other_engines(name, suffix, tmp_path):
+    pytest.importorskip({".onnx": "onnxruntime", ".xml": "openvino"}[suffix])
+    arguments, _, _ = TINY[name]
+    model, x = build(name, torch.float32, **arguments)
+    file = tmp_path / f"deploy{suffix}"
+    export(repmlp.reparameterize(model), file)
+    exported = load_exported(file)
+    x = torch.randn(2, *exported.input_size)
+    assert_same_outputs(exported, model, x, TOLERANCES[torch.float32])
 
 
 @pytest.mark.slow
