@@ -45,7 +45,7 @@ def folder(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "LA", "P", "I;16", "CMYK", "turned"])
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "LA", "P", "I;16", "I;16 transparent", "CMYK", "turned"])
 def test_prepare_reads_any_image_as_this_package_does(tmp_path, kind, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
     image = Image.fromarray(pixels).convert("RGBA")
@@ -53,8 +53,9 @@ def test_prepare_reads_any_image_as_this_package_does(tmp_path, kind, channels):
     exif = Image.Exif()
     exif[0x0112] = 6 if kind == "turned" else 1
     wide = Image.fromarray(pixels[..., 0].astype(np.uint16) * 250)
-    image = wide if kind == "I;16" else image.convert("RGB" if kind == "turned" else kind)
-    image.save(tmp_path / "image.tif" if kind == "CMYK" else tmp_path / "image.png", exif=exif)
+    image = wide if kind.startswith("I;16") else image.convert("RGB" if kind == "turned" else kind)
+    clear = {"transparency": int(np.asarray(wide)[3, 3])} if "transparent" in kind else {}
+    image.save(tmp_path / "image.tif" if kind == "CMYK" else tmp_path / "image.png", exif=exif, **clear)
     (path,) = tmp_path.iterdir()
     config = {"input_size": (channels, 8, 8), "mean": (0.5,) * channels, "std": (0.5,) * channels}
     config |= {"crop_pct": 0.8, "interpolation": "bilinear", "crop_mode": "center"}
@@ -62,6 +63,22 @@ def test_prepare_reads_any_image_as_this_package_does(tmp_path, kind, channels):
     exec(PREPARE, names)
     expected = eval_transform(config)(open_image(path))[None]
     np.testing.assert_allclose(names["prepare"](path, config), expected.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 20), (20, 8), (15, 16)])
+@pytest.mark.parametrize("crop_pct", [0.8, 1.0])
+def test_prepare_resizes_for_a_network_of_any_shape(tmp_path, size, crop_pct):
+    config = {"input_size": (3, *size), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    config |= {"crop_pct": crop_pct, "interpolation": "bicubic", "crop_mode": "center"}
+    names: dict = {}
+    exec(PREPARE, names)
+    for height, width in ((30, 41), (41, 30), (10, 100)):
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        expected = eval_transform(config)(open_image(tmp_path / "image.png"))[None]
+        np.testing.assert_allclose(
+            names["prepare"](tmp_path / "image.png", config), expected.numpy(), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("i", range(len(FILES)), ids=FILES)
