@@ -6,13 +6,12 @@
     python benchmarks/block.py
 """
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 from torch import Tensor
 
 from repmlp.deploy import time_interleaved
@@ -124,9 +123,7 @@ def ceiling(rounds: int) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each alternative, in turn")
-    rounds = parser.parse_args().rounds
+    rounds = options(__doc__, rounds=9).parse_args().rounds
     torch.manual_seed(0)
     merged = [injection(shape, rounds) for shape in SHAPES]
     peak = ceiling(rounds)

@@ -1,6 +1,7 @@
 """Report what a benchmark measured, and on which machine."""
 
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,14 @@ from repmlp.deploy import Timing
 from repmlp.deploy.environment import machine
 
 HERE = Path(__file__).parent
+
+
+def options(description: str | None, rounds: int | None = None) -> ArgumentParser:
+    """A parser that shows a script's docstring as it is; with a default for ``--rounds`` if it times alternatives."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help="counted calls of each alternative, in turn")
+    return parser
 
 
 def milliseconds(timing: Timing) -> dict[str, float]:

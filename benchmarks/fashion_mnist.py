@@ -7,7 +7,6 @@ Counts correctly classified test images before and after conversion of the kept 
 run's metrics.csv and curves.png next to the table.
 """
 
-import argparse
 import csv
 import shutil
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import HERE, milliseconds, table, write
+from common import HERE, milliseconds, options, table, write
 
 import repmlp
 from repmlp.data import load_data
@@ -62,7 +61,7 @@ def measure(run: Path, data_root: str | None, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data_root")
     parser.add_argument("--rounds", type=int, default=20, help="counted batches of each form, in turn")

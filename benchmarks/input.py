@@ -6,14 +6,13 @@ does not matter. Both paths give normalized float32 batches of 128, padded by 4,
     python benchmarks/input.py
 """
 
-import argparse
 import time
 from itertools import islice
 from statistics import median
 
 import numpy as np
 import torch
-from common import table, write
+from common import options, table, write
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -72,7 +71,7 @@ def ways(n: int, size: int, channels: int, batch: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each way, in turn")
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--batches", type=int, default=80, help="counted batches of a round, after two that are not")

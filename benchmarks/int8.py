@@ -6,7 +6,6 @@ networks.
     python benchmarks/int8.py
 """
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 
 import repmlp
 from repmlp.deploy import export, load_exported, quantize, time_interleaved
@@ -23,8 +22,7 @@ from repmlp.deploy.engines import QUANTIZERS
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="counted calls of each alternative, in turn")
+    parser = options(__doc__, rounds=15)
     parser.add_argument("--network", default="repmlp_resnet50_light")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ Weights are random: latency does not depend on them. Run it on an otherwise idle
     python benchmarks/int8_vs_int8.py --threads 1
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 
 import repmlp
 from repmlp.deploy import export, load_exported, quantize, time_interleaved
@@ -73,7 +72,7 @@ def methods(model: str, threads: int, rounds: int, scratch: Path) -> Iterator[di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each alternative, in turn")
     args = parser.parse_args()

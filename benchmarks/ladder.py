@@ -3,7 +3,6 @@
 python benchmarks/ladder.py
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 from networks import with_conv_fc3
 from torch import Tensor, nn
 
@@ -58,9 +57,7 @@ def convs_alone(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each alternative, in turn")
-    rounds = parser.parse_args().rounds
+    rounds = options(__doc__, rounds=9).parse_args().rounds
     torch.manual_seed(0)
     training = timm.create_model("repmlp_resnet50_light_g4").eval()
     deploy = repmlp.reparameterize(training)

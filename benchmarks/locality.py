@@ -7,7 +7,6 @@ written. Arguments that are not listed here are passed to every `repmlp train`.
     python benchmarks/locality.py runs/locality --run --data_root data
 """
 
-import argparse
 import csv
 import json
 import shlex
@@ -22,7 +21,7 @@ import timm
 import torch
 import yaml
 from accelerate.utils import set_seed
-from common import HERE, milliseconds, table, write
+from common import HERE, milliseconds, options, table, write
 
 import repmlp
 from repmlp.conversion import example_inputs
@@ -139,7 +138,7 @@ def draw(folder: Path, image: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("runs", type=Path, help="folder of the run folders")
     parser.add_argument("--run", action="store_true", help="make the runs that are missing")
     parser.add_argument("--seeds", type=int, default=3)

@@ -6,13 +6,12 @@ CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this tab
     python benchmarks/moments.py
 """
 
-import argparse
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 
 from repmlp import RepMLP
 from repmlp.deploy import time_interleaved
@@ -78,8 +77,7 @@ def training_step(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="counted calls of each alternative, in turn")
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="images a step")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ change. Exact conversions of randomized models must all be accepted; the table s
 Writes benchmarks/results/mutations.csv row by row, and continues where it was stopped; mutations.md sums it up.
 """
 
-import argparse
 import copy
 import csv
 import random
@@ -22,7 +21,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from common import HERE, table
+from common import HERE, options, table
 from timm.models.byobnet import MobileOneBlock, RepVggBlock
 from timm.models.fastvit import ReparamLargeKernelConv, RepMixer
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -340,7 +339,7 @@ def run_block(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--networks", type=int, default=300, help="changes in networks")
     parser.add_argument("--small", type=int, default=1700, help="changes in single blocks")
     parser.add_argument("--exact", type=int, default=500, help="exact conversions")

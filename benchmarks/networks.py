@@ -7,7 +7,6 @@
     python benchmarks/networks.py
 """
 
-import argparse
 import copy
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from block import convolve_identity
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 from torch import Tensor, nn
 
 import repmlp
@@ -158,9 +157,7 @@ def rows_of(results: list[dict[str, Any]], keys: list[str], first: str) -> list[
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each alternative, in turn")
-    rounds = parser.parse_args().rounds
+    rounds = options(__doc__, rounds=9).parse_args().rounds
     torch.manual_seed(0)
     forms = [
         r

@@ -4,13 +4,12 @@ python benchmarks/orders.py
 python benchmarks/orders.py --dtype bfloat16     # on a CPU with bf16 instructions
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import milliseconds, table, write
+from common import milliseconds, options, table, write
 from torch import Tensor
 
 from repmlp.deploy import time_interleaved
@@ -50,8 +49,7 @@ def ways(x: Tensor, weights: list[Tensor]) -> dict[str, Callable[[], list[Tensor
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="counted calls of each alternative, in turn")
+    parser = options(__doc__, rounds=9)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     rounds, dtype = args.rounds, getattr(torch, args.dtype)

@@ -3,12 +3,11 @@
 python benchmarks/qat.py
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import table, write
+from common import options, table, write
 
 import repmlp
 from repmlp.data import load_data
@@ -50,7 +49,7 @@ def run(seed: int, qat: bool, epochs: int, scratch: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
