@@ -52,6 +52,9 @@ def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
         own = test_images(model, images, settings)
     except (FileNotFoundError, ImportError):  # trained on another machine
         return random
+    except ValueError as error:  # the data set has changed, which says nothing about the model
+        say(f"compared on random images only, since the test images of {settings.data} do not fit the model: {error}")
+        return random
     say(f"compared on {len(own)} test images of {settings.data} and {images} random ones")
     return torch.cat([own, random])
 

@@ -1,10 +1,16 @@
 """`repmlp convert --fold`: conversion and folding in one step, proved, written and read back."""
 
+import re
+
 import pytest
 import timm
 
 import repmlp
+from pictures import picture
+from repmlp.training.config import write_settings
 from repmlp_cli import main
+from repmlp_settings import Train
+from tiny import TINY
 from weights import randomize
 
 
@@ -55,3 +61,33 @@ def test_nothing_is_written_if_a_fold_goes_wrong(folder, tmp_path, capsys, monke
 def test_the_authors_names_have_no_folded_form(folder, tmp_path, capsys):
     assert main(["convert", folder("test_resnet"), str(tmp_path / "x.pth"), "--fold", "--to", "official"]) == 2
     assert "leave out --fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda val: None, ""),
+        (lambda val: (val / "dog").rename(val / "dox"), "the classes of .* differ"),
+        (
+            lambda val: [(val.with_name(split) / "eel").symlink_to(val / "cat") for split in ("train", "val")],
+            "2 classes",
+        ),
+        (lambda val: (val / "cat" / "0.png").write_bytes(b""), "0.png is not an image that can be read"),
+    ],
+)
+def test_a_run_is_converted_although_its_data_has_changed(tmp_path, capsys, change, reason):
+    run, images = tmp_path / "run", tmp_path / "images"
+    for i, folder in enumerate(images / split / name for split in ("train", "val") for name in ("cat", "dog")):
+        folder.mkdir(parents=True)
+        picture(i).save(folder / "0.png")
+    model = timm.create_model("repmlp_cifar", num_classes=2, img_size=8, **TINY["model_args"])
+    repmlp.save_model(randomize(model), run / "model", ["cat", "dog"])
+    write_settings(run / "config.yaml", Train(output=str(run), data=f"folder:{images}"))
+    change(images / "val")
+    assert main(["convert", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert ("compared on 2 test images" in printed) == (not reason)
+    assert (
+        re.search(f"compared on random images only, since the test images of folder:.*{reason}", printed) or not reason
+    )
+    assert repmlp.is_reparameterized(repmlp.load_model(run / "deploy"))
