@@ -86,3 +86,13 @@ def test_other_outputs_are_refused_by_name(tmp_path, outputs, message):
     with pytest.raises(ValueError, match=message):
         export(Wrapped(model, outputs), tmp_path / "a.pt2")
     export(Wrapped(model, lambda y: 2 * y), tmp_path / "a.pt2")
+
+
+@pytest.mark.parametrize("indices", [(1, 0), (-1, 0), (0, 1), (0,)])
+def test_each_name_is_that_of_its_map_in_whatever_order_maps_are_asked_for(tmp_path, indices):
+    sizes = {"img_size": 8, "channels": [4, 8], "partition_size": 4, "kernel_sizes": [1]}
+    model = timm.create_model("repmlp_cifar", features_only=True, out_indices=indices, **sizes)
+    names = export(repmlp.reparameterize(randomize(model)), tmp_path / "a.pt2").metadata["output"]
+    maps = load_exported(tmp_path / "a.pt2")(torch.zeros(1, 3, 8, 8))
+    channels = {"stages.0": 4, "stages.1": 8}
+    assert [channels[name] for name in names] == [x.shape[1] for x in maps]

@@ -38,9 +38,15 @@ def export_metadata(model: Any) -> Metadata:
         **resolve_data_config(model=model),
         "input_size": get_model_input_config(model)["input_size"],
         "input": INPUT,
-        "output": model.feature_info.module_name() if features else OUTPUT,
+        "output": _map_names(model) if features else OUTPUT,
         "made_by": f"repmlp {version('repmlp')}",
     }
+
+
+def _map_names(model: Any) -> list[str]:
+    """Names of a backbone's maps, in the order of the network: as it returns them, whatever order was asked for."""
+    names = model.feature_info.module_name()
+    return [info["module"] for info in model.feature_info.info if info["module"] in names]
 
 
 def parse_metadata(text: str) -> Metadata:
