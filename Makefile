@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-browser lint docs clean
+.PHONY: demo test test-all test-oldest test-browser lint docs clean
 
 demo: .venv/demo            ## train, convert, verify and time the pure MLP on handwritten digits
 	$(BIN)/repmlp demo
@@ -12,6 +12,10 @@ test: .venv/dev             ## the test suite, without what takes long
 
 test-all: .venv/dev         ## only what takes long: every network, every timm family, long searches
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+
+test-oldest: .venv-oldest   ## the core of the test suite, with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/functional tests/layers \
+		tests/conversion tests/models tests/training tests/data tests/cli
 
 test-browser: .venv/dev     ## the page of `repmlp explore`, in Chromium; skipped without one
 	$(BIN)/python -m pytest -q -rs tests/app/test_page.py
@@ -33,5 +37,10 @@ docs: .venv/dev             ## the documentation site, in build/docs; a warning 
 	$(BIN)/python -m pip install --quiet -e '.[dev,demo,faces,segmentation,onnx,openvino,hub,docs,app,browser]'
 	touch $@ .venv/demo
 
+.venv-oldest: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet -e '.[demo]' pytest pytest-xdist hypothesis -c tests/oldest.txt
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest

@@ -32,6 +32,52 @@ def test_a_text_is_written_whole_and_in_utf8(tmp_path):
     assert path.read_bytes() == b"\xcf\x80"
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """What is flushed to disk and what is renamed, by name, in order."""
+    calls, fsync = [], os.fsync
+
+    def flushed(descriptor):
+        calls.append(("flush", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+
+    def recorded(rename):
+        def renamed(self, target):
+            calls.append(("rename", target.name))
+            return rename(self, target)
+
+        return renamed
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, recorded(getattr(Path, name)))
+    return calls
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, calls):
+    put(tmp_path / "a.xml")
+    with atomic_file(tmp_path / "a.xml") as new:
+        put(new.with_suffix(".bin"), "more")
+        put(new, "new")
+        written = os.stat(new).st_ino
+    assert os.stat(tmp_path / "a.xml").st_ino == written  # renamed, not copied: no moment with half of it
+    flushed = [("flush", "a.bin"), ("flush", "a.xml")]
+    assert calls == [*flushed, ("rename", "a.bin"), ("rename", "a.xml"), ("flush", tmp_path.name)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_folder_is_flushed_then_renamed_then_its_parent_is_flushed(tmp_path, calls):
+    put(tmp_path / "m" / "a")
+    with atomic_folder(tmp_path / "m") as new:
+        put(new / "a", "new")
+        written = os.stat(new).st_ino
+    assert os.stat(tmp_path / "m").st_ino == written
+    renamed = [("rename", ".repmlp-replaced-m"), ("rename", "m")]
+    assert calls == [("flush", "a"), ("flush", "m"), *renamed, ("flush", tmp_path.name)]
+
+
 def test_a_named_pipe_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")

@@ -12,6 +12,8 @@ from .info import forms_of, open_model
 
 
 def run(settings: Explore) -> int:
+    if settings.port < 0:
+        raise ValueError(f"port is {settings.port}, but has to be 0 or more")
     folder = Path(settings.model)
     run = folder if (folder / "config.yaml").is_file() else None
     forms = forms_of(open_model(Info(settings.model)))
