@@ -349,6 +349,7 @@ def test_export_of_a_training_step_for_any_batch_runs_the_branches(batch_statist
     assert sum("conv2d" in str(node.target) for node in exported.graph.nodes) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch 2.9 itself
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_takes_moments_in_one_graph(dynamic):
     block, x = block_and_input(kernel_sizes=(3,), global_perceptron=False, batch_statistics="moments")

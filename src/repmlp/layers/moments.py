@@ -155,7 +155,8 @@ def forward_from_moments(x: Tensor, partition: PartitionPerceptron, local: Local
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device_type):  # the meta device, for one
+    # Not asked while compiling, which PyTorch 2.9 cannot do with the question. The meta device has none, for one.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
