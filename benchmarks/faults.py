@@ -314,7 +314,7 @@ def main() -> None:
             if rows[-1]["faults"]:
                 print(rows[-1], flush=True)
             if number % 20 == 19 or number == args.rounds - 1:
-                write(args.name, vars(args), rows, summary(rows))
+                write(args.name, {"rounds": len(rows), "seed": args.seed}, rows, summary(rows))
         set_modes(Path(base), 0o755)
 
 
