@@ -86,6 +86,8 @@ def _run(words: Sequence[str]) -> int:
     try:
         check_numbers(settings)
         command = importlib.import_module(f"repmlp_cli.{name}{'_' if iskeyword(name) else ''}")
+        if name == "train":  # to resume with --epochs 100 is not the same as without it, also if 100 is the default
+            return command.run(settings, _flags(words))
         return command.run(settings)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if "--debug" in words:
@@ -127,6 +129,11 @@ def _printable_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+def _flags(words: Sequence[str]) -> set[str]:
+    """The names of the settings that a command line gives."""
+    return {re.split(r"[=.]", word[2:], maxsplit=1)[0].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _spell(argv: Sequence[str], command: str) -> list[str]:

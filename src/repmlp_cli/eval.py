@@ -25,7 +25,8 @@ def run(settings: Eval) -> int:
         f" top-1 (loss {result.loss:.4f})",
     )
     if turned := data.test.num_turned:
-        say(f"{turned} images were turned upright, as their EXIF orientation says; timm and torchvision do not do this")
+        images = "1 image was" if turned == 1 else f"{turned} images were"
+        say(f"{images} turned upright, as their EXIF orientation says; timm and torchvision do not do this")
     return 0
 
 

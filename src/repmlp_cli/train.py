@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 from accelerate import PartialState
@@ -18,21 +19,22 @@ from .report import report_after_training
 from .text import with_flags
 
 
-def run(settings: Train) -> int:
-    done = train(settings)
+def run(settings: Train, flags: Collection[str] = ()) -> int:
+    done = train(settings, flags)
     if os.environ.get("RANK", "0") == "0":
         report_after_training(done.folder, describe_run(done.folder))
     say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 
 
-def train(settings: Train) -> Run:
-    """Train with a progress bar, and draw the curves."""
+def train(settings: Train, flags: Collection[str] = ()) -> Run:
+    """Train with a progress bar, and draw the curves; a resumed run must have the settings that are given as flags."""
     keep_freed_memory()
-    own = stored_settings(settings) if settings.resume else settings
+    own = stored_settings(settings, flags) if settings.resume else settings
     try:
         with training_progress(own.epochs) as progress:
-            done = run_training(settings, progress.on_step, progress.on_epoch, progress.on_check, progress.on_message)
+            reports = (progress.on_step, progress.on_epoch, progress.on_check, progress.on_message)
+            done = run_training(settings, *reports, given=flags)
     except Stopped as stop:
         PartialState().destroy_process_group()  # its threads must not outlive the interpreter
         raise resumable(stop, settings.output) from stop

@@ -86,7 +86,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     assert main(["train", str(tmp_path / "r"), "--epochs=2", "--val-fraction=0", *TINY]) == 130
     assert f"train again with --resume: repmlp train --resume {tmp_path / 'r'}\n" in capsys.readouterr().err
     monkeypatch.undo()
-    assert main(["train", "--resume", str(tmp_path / "r")]) == 0
+    default = Train("").epochs
+    assert main(["train", "--resume", str(tmp_path / "r"), f"--epochs={default}"]) == 2  # given, although the default
+    assert f"its own settings, and its epochs is 2, not {default}" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "r"), "--epochs", "2", "--val-fraction=0"]) == 0
     assert "last epoch, 2" in capsys.readouterr().out
     assert (tmp_path / "r" / "curves.png").exists()
     assert main(["train", "--resume", str(tmp_path / "r")]) == 2

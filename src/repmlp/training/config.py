@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import reprlib
+from collections.abc import Collection
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -103,8 +104,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def stored_settings(settings: Train) -> Train:
+def stored_settings(settings: Train, given: Collection[str] = ()) -> Train:
     """The settings of the run that ``settings`` ask to resume.
+
+    A setting counts as given if it is not the default, or if it is named in ``given``.
 
     Raises:
         FileNotFoundError: if there is no such run.
@@ -123,11 +126,12 @@ def stored_settings(settings: Train) -> Train:
     values.setdefault("val_draw", "at-random")
     values.setdefault("labels", "by-index")
     own = Train(**values)
-    given = absolute_paths(settings)
+    absolute = absolute_paths(settings)
     changes: dict[str, Any] = {"output": settings.output}  # the folder may have been moved
     for field in fields(Train):
-        value = getattr(given, field.name)
-        if field.name in ("output", "resume") or getattr(settings, field.name) in (field.default, [], {}):
+        value = getattr(absolute, field.name)
+        is_default = getattr(settings, field.name) in (field.default, [], {}) and field.name not in given
+        if field.name in ("output", "resume") or is_default:
             continue
         if field.name in MAY_CHANGE:
             changes[field.name] = value

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
@@ -54,6 +54,7 @@ def train(
     on_epoch: OnEpoch = lambda epoch: None,
     on_check: OnCheck = lambda checked, images: None,
     on_message: OnMessage = lambda text: None,
+    given: Collection[str] = (),
 ) -> Run:
     """Train a network as ``settings`` say, and keep its best weights.
 
@@ -74,6 +75,7 @@ def train(
         on_step, on_epoch: called after each step and epoch with its results.
         on_check: called while images are checked or decoded, with how many are done and how many there are.
         on_message: called with lines of text for the user, for example which weights were loaded.
+        given: names of settings that a resumed run must have as they are here, also if that is the default.
 
     Raises:
         ValueError: for an unknown network or data set, settings that do not fit together, or a run that cannot be
@@ -88,13 +90,20 @@ def train(
     if not first:
         on_message = lambda text: None  # noqa: E731
     with claim(settings.output) if first else nullcontext():
-        return _train(settings, on_step, on_epoch, on_check, on_message)
+        return _train(settings, on_step, on_epoch, on_check, on_message, given)
 
 
-def _train(settings: Train, on_step: OnStep, on_epoch: OnEpoch, on_check: OnCheck, on_message: OnMessage) -> Run:
+def _train(
+    settings: Train,
+    on_step: OnStep,
+    on_epoch: OnEpoch,
+    on_check: OnCheck,
+    on_message: OnMessage,
+    given: Collection[str],
+) -> Run:
     folder, resumed = Path(settings.output), settings.resume
     if resumed:
-        settings = stored_settings(settings)
+        settings = stored_settings(settings, given)
     else:
         check_architecture(settings.model)
         ensure_can_write(folder, RUN_FILES, settings.overwrite)
