@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from repmlp.training.config import FORMAT as CONFIG_FORMAT
 from repmlp.training.config import write_settings
 from repmlp.training.loop import RUN_FILES
 from repmlp.training.records import Epoch, append_row, keep_rows
-from repmlp.training.state import FORMAT, STATE, read_state, write_state
+from repmlp.training.state import FORMAT, STATE, read_state, stop_signals, write_state
 from repmlp_settings import Train
 from tiny import TINY
 
@@ -276,6 +277,17 @@ def test_states_that_are_none_or_newer(tmp_path):
         torch.save(foreign, tmp_path / STATE)
         with pytest.raises(ValueError, match="is not the state of a run: it lacks"):
             read_state(tmp_path)
+
+
+@pytest.mark.parametrize("raised", [None, signal.SIGINT, signal.SIGTERM])
+def test_the_handlers_of_both_signals_are_restored(raised):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with stop_signals() as asked:
+        assert all(signal.getsignal(number) is not handler for number, handler in before.items())
+        if raised:
+            signal.raise_signal(raised)
+        assert asked.is_set() is (raised is not None)
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_state_that_is_a_named_pipe_is_refused(tmp_path):
