@@ -98,7 +98,9 @@ def test_more_images_than_fit_in_a_batch_are_refused_and_all_there_are_is_enough
 
 
 @pytest.mark.parametrize(
-    "too_much", [lambda: torch.empty(2**62), lambda: torch.empty(2**44), lambda: bytes(2**62)], ids=str
+    "too_much",
+    [lambda: torch.empty(2**62), lambda: torch.empty(2**44), lambda: bytes(2**62)],
+    ids=["torch, overflow", "torch, too much", "python"],
 )
 def test_what_does_not_fit_in_memory_is_one_line(monkeypatch, capsys, too_much):
     monkeypatch.setattr("repmlp_cli.info.open_model", lambda settings: too_much())
