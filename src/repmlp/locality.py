@@ -63,7 +63,7 @@ def inject_locality(
             f"MLP-Mixer; pass the names of its FCs as layers, and their grid"
         )
     size = _grid(model, grid, check=layers is None)
-    kernels = [to_2tuple(k) for k in ([kernel_sizes] if isinstance(kernel_sizes, int) else kernel_sizes)]
+    kernels = [to_2tuple(k) for k in (kernel_sizes if isinstance(kernel_sizes, Iterable) else [kernel_sizes])]
     beside = {}  # keyed by the FC itself, which may have several names
     for name, fc in found.items():
         try:
