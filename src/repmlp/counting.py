@@ -29,7 +29,16 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     Args:
         model: any module.
         input_size: (C, H, W); by default that of the model's pretrained_cfg.
+
+    Raises:
+        ValueError: if TorchScript compiled the model or a part of it.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) is compiled by TorchScript, which hides its "
+                f"operations: pass the model that it was made from"
+            )
     ghost = copy.deepcopy(model).to("meta").eval()
     x = example_inputs(model, batch_size=1) if input_size is None else torch.empty(1, *input_size)
     with FlopCounterMode(display=False) as counter:
