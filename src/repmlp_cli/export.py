@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import torch
+
 from repmlp import load_model
 from repmlp.cards import table as markdown_table
+from repmlp.conversion.equivalence import example_inputs
 from repmlp.deploy import export
-from repmlp.deploy.engines import EXPORTERS
+from repmlp.deploy.check_files import outputs_of
+from repmlp.deploy.engines import EXPORTERS, output_names
 from repmlp.deploy.exporting import check_target
 from repmlp_settings import Export
 
@@ -44,9 +48,16 @@ def run(settings: Export) -> int:
         )
     about = done.metadata
     sizes = ", ".join(str(n) for n in about["input_size"])
+    with torch.no_grad():
+        outputs = outputs_of(deploy(example_inputs(deploy, 1)))
+    shapes = "; ".join(
+        f"{name} (batch, {', '.join(map(str, output.shape[1:]))})"
+        for name, output in zip(output_names(about), outputs, strict=True)
+    )
     what = (
         f"{done.format}{f' opset {done.opset}' if done.opset else ''}, float32, any batch: "
-        f"{about['input']} (batch, {sizes}) -> {about['output']} (batch, {about['num_classes']})"
+        f"{about['input']} (batch, {sizes}) -> {shapes}"
+        f"{'' if about['num_classes'] else ', features: the network has no classifier'}"
     )
     say(what)
     for inputs, error in done.errors.items():

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import timm
 import torch
 
 import repmlp
@@ -71,6 +72,13 @@ def test_the_default_output_is_beside_the_model(run, capsys):
         shown = say(capsys, ["export", str(model), "--format=torch", "--overwrite"])
         assert f"wrote {run / 'deploy.pt2'}" in shown
         assert ("converted first" in shown) == (model != run / "deploy")
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(0, "logits (batch, 4), features"), (3, "logits (batch, 3) ")])
+def test_the_width_of_the_output_is_shown_even_without_a_classifier(tmp_path, capsys, num_classes, shown):
+    sizes = {"img_size": 8, "channels": [4], "partition_size": 4, "kernel_sizes": [1, 3]}
+    repmlp.save_model(timm.create_model("repmlp_cifar", num_classes=num_classes, **sizes), tmp_path / "model")
+    assert shown in say(capsys, ["export", str(tmp_path / "model"), str(tmp_path / "a.pt2")])
 
 
 @pytest.mark.parametrize("switch", [["--no-convert"], ["--no_convert", "true"]])
