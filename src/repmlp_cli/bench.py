@@ -47,7 +47,8 @@ def run(settings: Bench) -> int:
     ]
     header = ["model", "engine", "precision", "batch", "ms", "range", "images/s", "speed"]
     header += [*(["peak MiB"] if settings.memory else []), "M MACs"]
-    table(f"{about['cpu']}, {about['threads']} threads, median of {settings.rounds} interleaved rounds", header, rows)
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    table(f"{about['cpu']}, {threads}, median of {settings.rounds} interleaved rounds", header, rows)
     results = {"about": about, "results": [m.to_dict() for m in measurements]}
     atomic_write(output / "bench.json", json.dumps(results, indent=1) + "\n")
     plot_throughput(measurements, output / "bench.png")
