@@ -339,7 +339,7 @@ def test_kernels_that_do_not_fit():
     refused(small("gMLP"), "proj: kernel 2x2 is even", kernel_sizes=(2,))
     refused(small("gMLP"), "proj: kernel 5x5 is larger than the 3x4 map", kernel_sizes=(1, 5))
     refused(small("gMLP"), "must name one or more kernels", kernel_sizes=())
-    for sizes in ("3", ("3",), 1.5, None, ((1, 3, 3),)):
+    for sizes in ("3", ("3",), 1.5, True, None, ((1, 3, 3),)):
         refused(small("gMLP"), r"kernel_sizes .* must be ints or pairs of ints \(kh, kw\)", kernel_sizes=sizes)
     repmlp.inject_locality(small("gMLP"), 3)
     repmlp.inject_locality(small("gMLP"), ((1, 3),))

@@ -87,8 +87,9 @@ def compare(forms, images, loader, report) -> None:
         ],
     ]
     a, b = times.values()
+    threads = torch.get_num_threads()
     table(
-        f"The same network twice (PyTorch {torch.__version__}, CPU, {torch.get_num_threads()} threads)",
+        f"The same network twice (PyTorch {torch.__version__}, CPU, {threads} thread{'s' if threads > 1 else ''})",
         ["", *forms],
         rows,
     )

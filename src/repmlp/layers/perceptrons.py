@@ -115,7 +115,7 @@ class LocalPerceptron(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [to_2tuple(k) for k in kernel_sizes]
-        if not all(len(size) == 2 and all(isinstance(side, int) for side in size) for size in sizes):
+        if not all(len(size) == 2 and all(type(side) is int for side in size) for size in sizes):
             raise ValueError(f"kernel_sizes {sizes} must be ints or pairs of ints (kh, kw)")
         if not sizes or len(set(sizes)) < len(sizes):
             raise ValueError(f"kernel_sizes {sizes} must name one or more kernels, each of them once")
