@@ -2,8 +2,6 @@
 
 import copy
 import importlib.util
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 import repmlp
-from repmlp.deploy import compare, export, exporting, load_any, load_exported
+from repmlp.deploy import compare, export, exporting, load_exported
 from repmlp.deploy.engines import EXPORTERS
 from weights import randomize
 
@@ -322,83 +320,3 @@ def test_a_package_that_is_not_installed(networks, tmp_path, monkeypatch, module
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"needs {module}, which cannot be imported.*pip install '\.\[{extra}\]'"):
         export(networks["repmlp_cifar"], tmp_path / file)
-
-
-def test_reading_needs_only_the_engine(files, monkeypatch):
-    for module in ("onnx", "onnxscript"):
-        monkeypatch.setitem(sys.modules, module, None)
-    load_exported(files["repmlp_cifar", "onnx"])
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[onnx\]'"):
-        load_exported(files["repmlp_cifar", "onnx"])
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[openvino\]'"):
-        load_exported(files["repmlp_cifar", "openvino"])
-
-
-def test_no_engine_reports_its_use(files):
-    """onnxruntime and openvino send statistics, unless they are told otherwise before they are imported."""
-    load_exported(files["repmlp_cifar", "openvino"])
-    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
-    assert sys.modules["openvino.tools.ovc.convert_impl"].tm.__name__ == "openvino.tools.ovc.telemetry_stub"
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_damaged_file(files, tmp_path, format):
-    whole = files["repmlp_cifar", format].read_bytes()
-    file = tmp_path / f"a{SUFFIXES[format]}"
-    for content in (whole[: len(whole) // 2], whole[:10], b""):
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"a{SUFFIXES[format]} is damaged, or its format is not {format}"):
-            load_exported(file)
-
-
-@pytest.mark.parametrize("kept", [0, 100])
-def test_openvino_weights_that_are_missing_or_cut_short(files, tmp_path, kept):
-    file = shutil.copy(files["repmlp_cifar", "openvino"], tmp_path / "a.xml")
-    if kept:
-        weights = files["repmlp_cifar", "openvino"].with_suffix(".bin").read_bytes()
-        (tmp_path / "a.bin").write_bytes(weights[:kept])
-    with pytest.raises(ValueError, match=r"a\.xml is damaged"):
-        load_exported(file)
-
-
-def test_a_file_of_another_origin(files, tmp_path):
-    model = onnx.load(files["repmlp_cifar", "onnx"])
-    del model.metadata_props[:]
-    onnx.save(model, tmp_path / "a.onnx")
-    with pytest.raises(ValueError, match="does not say which images it takes"):
-        load_exported(tmp_path / "a.onnx")
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no exported file .*a\.onnx"):
-        load_any(tmp_path / "a.onnx")
-    with pytest.raises(FileNotFoundError, match="there is no model folder"):
-        load_any(tmp_path / "a")
-
-
-def test_load_takes_folders_and_files(networks, files, tmp_path):
-    repmlp.save_model(networks["repmlp_cifar"], tmp_path / "m")
-    x = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        expected = load_any(tmp_path / "m")(x)
-        assert relative_error(load_any(files["repmlp_cifar", "onnx"])(x), expected) < 1e-6
-        assert relative_error(load_any(files["repmlp_cifar", "torch"]).eval().train()(x), expected) < 1e-6
-
-
-def test_images_of_another_size_are_refused(files):
-    for format in FORMATS:
-        with pytest.raises(
-            ValueError, match=r"got images of shape \[2, 3, 9, 9\], but the exported network takes \(N, 3, 8, 8\)"
-        ):
-            load_exported(files["repmlp_cifar", format])(torch.randn(2, 3, 9, 9))
-
-
-def test_threads_of_pytorch_are_set(files):
-    before = torch.get_num_threads()
-    try:
-        load_exported(files["repmlp_cifar", "torch"], threads=before + 1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
