@@ -1,6 +1,7 @@
 """Model folders: what was written is what is read, and a damaged folder is told from a good one."""
 
 import json
+import os
 import pickle
 from contextlib import suppress
 
@@ -43,6 +44,17 @@ def test_both_forms_come_back_as_they_were_written(model, tmp_path):
         assert same_outputs(form, loaded)
         assert repmlp.is_reparameterized(loaded) == (name == "deploy")
         assert not loaded.training
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(model, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = repmlp.save_model(model, tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+    assert os.name == "nt" or modes["config.json"] == 0o640
 
 
 def test_timm_reads_the_folder_without_our_reader(model, folder):

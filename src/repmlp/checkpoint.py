@@ -156,7 +156,10 @@ def write_weights(state_dict: Mapping[str, Tensor], file: Path) -> None:
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
+    file.touch()
+    mode = file.stat().st_mode  # what others may do; save_file lets nobody else read the file
     save_file(tensors, file, {DIGEST: digest(tensors)})  # two entries would come in any order: other bytes each time
+    file.chmod(mode)
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
