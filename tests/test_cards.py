@@ -100,8 +100,10 @@ def test_both_forms_and_the_proof_are_shown(subject):
     card = model_card(subject)
     params = [f"{repmlp.complexity(form).params:,}" for form in subject.forms.values()]
     assert f"| parameters | {params[0]} | {params[1]} |" in card
-    assert "| top-1 on the test images | 62.50% of 40 |  |" in card  # nobody has measured that of the deploy form
+    assert "\nTop-1 on the test images, at the end of training, in training form: 62.50% of 40.\n" in card
+    assert "|  |" not in card.replace("|  | training form", "")  # no empty cell
     assert subject.report.verdict() in card
+    assert all(f"| {block.name} |" in card for block in (*subject.report.blocks, subject.report.network))
 
 
 def test_hostile_names_are_plain_text(subject, model):

@@ -186,13 +186,14 @@ def _facts(subject: Subject) -> list[str]:
     with suppress(RuntimeError, NotImplementedError, TypeError):  # a network that does not run without values
         rows.append(["multiply-adds per image", *(f"{complexity(form).macs:,}" for form in forms.values())])
     rows.append(["batch norms", *(str(sum(batch_norms(form).values())) for form in forms.values())])
-    if origin.test:
-        top1 = f"{origin.test['accuracy']:.2%} of {origin.test['images']}"
-        rows.append(["top-1 on the test images", *("" if name == DEPLOY else top1 for name in forms)])
     parts = ["## Figures", table(["", *forms], rows)]
+    if origin.test:
+        form = ", in training form" if {TRAINING, DEPLOY} & forms.keys() else ""
+        top1 = f"{origin.test['accuracy']:.2%} of {origin.test['images']}"
+        parts.append(f"Top-1 on the test images, at the end of training{form}: {top1}.")
     if report is not None:
         verdict = f"`repmlp.verify`: {report.verdict().rstrip('.')}."
-        parts += ["## Are both forms equal?", verdict, table(HEADER, list(report.rows())[-1:])]
+        parts += ["## Are both forms equal?", verdict, table(HEADER, report.rows())]
     if origin.settings:
         settings = yaml.safe_dump(_settings(origin.settings), sort_keys=False, allow_unicode=True)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))

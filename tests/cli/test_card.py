@@ -40,7 +40,7 @@ def test_quantize_describes_int8(run, tmp_path):
 
 def test_train_convert_and_export_describe_what_they_write(run, capsys, monkeypatch):
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
-    assert f"| top-1 on the test images | {accuracy:.2%} of 360 |  |" in card(run / "model")
+    assert f"at the end of training, in training form: {accuracy:.2%} of 360." in card(run / "model")
     assert main(["convert", str(run)]) == 0
     assert "equal within" in card(run / "deploy")
     (run / "deploy" / "README.md").write_text(
