@@ -91,7 +91,7 @@ def test_what_starts_anew_and_what_is_not_used_is_said(tmp_path):
     assert loaded.unused == ("extra.weight",)
     assert torch.equal(model.head.fc.weight, fresh)
     assert torch.equal(model.stages[0][0].conv.weight, other.stages[0][0].conv.weight)
-    assert "2 start anew (head.fc.weight, head.fc.bias); 1 in the file are not used (extra.weight)" in str(loaded)
+    assert "2 re-initialized (head.fc.weight, head.fc.bias); 1 of the file unused (extra.weight)" in str(loaded)
 
 
 def test_weights_of_another_image_size_are_those_that_resize_gives(tmp_path):

@@ -28,7 +28,7 @@ from .state import State
 
 #: The first conv of the authors' v1 and v2 networks, by which their weights are recognized.
 OFFICIAL_STEMS = ("stage0.0.conv.weight", "conv_embedding.conv.weight")
-#: FC1 and FC2: their shapes depend on the image size, so they start anew for another one, as in :func:`repmlp.resize`.
+#: FC1 and FC2: their shapes depend on the image size; re-initialized for another one, as in :func:`repmlp.resize`.
 SIZE_DEPENDENT = ".global_perceptron."
 
 
@@ -49,7 +49,7 @@ class LoadedWeights:
 
     def __str__(self) -> str:
         text = f"weights of {self.source}: {len(self.copied)} tensors loaded"
-        for what, names in (("start anew", self.initialized), ("in the file are not used", self.unused)):
+        for what, names in (("re-initialized", self.initialized), ("of the file unused", self.unused)):
             if names:
                 text += f"; {len(names)} {what} ({shorten(names)})"
         return text
@@ -59,7 +59,7 @@ class LoadedWeights:
 def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
     """Load weights into a model in training form, as far as they fit.
 
-    A classifier for other classes starts anew, and so do FC1 and FC2 if the number of partitions differs, which
+    A classifier for other classes is re-initialized, and so are FC1 and FC2 if the number of partitions differs, which
     depends on the image size. All else that is in both has to have the same shape.
 
     Args:
