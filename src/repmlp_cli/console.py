@@ -57,7 +57,7 @@ class TrainingProgress:
     """A progress bar with loss, accuracy and time left; prints at most ten lines with an epoch's loss and accuracy."""
 
     def __init__(self, progress: Progress, epochs: int) -> None:
-        self.progress, self.epochs = progress, epochs
+        self.progress, self.epoch, self.epochs = progress, 0, epochs
         self.task = progress.add_task("", total=None, state="starting")
 
     def on_check(self, checked: int, images: int) -> None:
@@ -68,7 +68,8 @@ class TrainingProgress:
 
     def on_step(self, step: Step) -> None:
         self.progress.update(self.task, completed=step.step, total=step.steps)
-        if step.step % 10 == 1 or step.step == step.steps:  # reading the loss synchronizes the GPU
+        if step.step % 10 == 1 or step.step == step.steps or step.epoch != self.epoch:  # reading the loss syncs the GPU
+            self.epoch = step.epoch
             state = f"epoch {step.epoch}/{self.epochs}  loss {step.loss:.4f}  accuracy {step.accuracy:6.2%}"
             self.progress.update(self.task, state=state)
 

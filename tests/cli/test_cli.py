@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     default = Train("").epochs
     assert main(["train", "--resume", str(tmp_path / "r"), f"--epochs={default}"]) == 2  # given, although the default
-    assert f"its own settings, and its epochs is 2, not {default}" in capsys.readouterr().err
+    assert f"its own settings: epochs was 2, not {default}" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "r"), "--epochs", "2", "--val-fraction=0"]) == 0
     assert "last epoch, 2" in capsys.readouterr().out
     assert (tmp_path / "r" / "curves.png").exists()

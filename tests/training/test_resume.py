@@ -315,10 +315,10 @@ def test_resume_says_what_it_cannot_do(tmp_path):
         train(Train(output=str(tmp_path / "done"), resume=True))
     with pytest.raises(Crash):
         train(Train(output=str(tmp_path / "open"), **TINY), crash_at(3))
-    with pytest.raises(ValueError, match=r"its own settings, and its lr is 0.1, not 0.3"):
+    with pytest.raises(ValueError, match=r"its own settings: lr was 0.1, not 0.3"):
         train(Train(output=str(tmp_path / "open"), resume=True, lr=0.3))
     default = Train("").epochs
-    with pytest.raises(ValueError, match=f"its own settings, and its epochs is 3, not {default}"):
+    with pytest.raises(ValueError, match=f"its own settings: epochs was 3, not {default}"):
         train(Train(output=str(tmp_path / "open"), resume=True), given={"epochs"})
     with pytest.raises(Crash):
         train(Train(output=str(tmp_path / "open"), resume=True), crash_at(4), given={"workers", "resume"})

@@ -60,12 +60,19 @@ def begun(data, tmp_path):
 
 def test_a_run_whose_data_moved_is_resumed_from_anywhere(begun, tmp_path, monkeypatch):
     (tmp_path / "data").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*[.] If the data of the run has moved, pass data="
+    ):
         train(begun, crash)
+    with pytest.raises(ValueError, match=r"data_root does not apply to folder:.* pass data="):
+        train(replace(begun, data_root=str(tmp_path / "elsewhere")), crash)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Crash):
         train(replace(begun, data="folder:elsewhere"), crash)
-    with pytest.raises(ValueError, match=r"its own settings, and its lr is 0[.]1, not 0[.]3"):
+    assert read_settings(tmp_path / "run" / "config.yaml").data == f"folder:{tmp_path / 'elsewhere'}"
+    with pytest.raises(Crash):
+        train(begun, crash)
+    with pytest.raises(ValueError, match=r"its own settings: lr was 0[.]1, not 0[.]3"):
         train(replace(begun, data="folder:elsewhere", lr=0.3), crash)
 
 
@@ -76,7 +83,7 @@ def test_a_run_whose_data_moved_is_resumed_from_anywhere(begun, tmp_path, monkey
         (lambda folder: (folder / "val/blue/0.png").unlink(), "2 test images of blue are now 1"),
         (
             lambda folder: (folder / "train/red/0.png").rename(folder / "train/red/new.png"),
-            "as many train images, but some have another name, size or class",
+            "some train images have another name, size or class",
         ),
         (lambda folder: picture(0, 8, 8, "L").save(folder / "train/red/0.png"), "another name, size or class"),
         (
@@ -92,7 +99,7 @@ def test_a_run_whose_data_moved_is_resumed_from_anywhere(begun, tmp_path, monkey
 )
 def test_data_that_changed_is_refused_and_named(begun, tmp_path, change, message):
     change(tmp_path / "data")
-    with pytest.raises(ValueError, match=f"the data is not what the run has been trained on: .*{message}"):
+    with pytest.raises(ValueError, match=f"the data is not what the run was trained on: .*{message}"):
         train(begun, crash)
 
 

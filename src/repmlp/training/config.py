@@ -133,11 +133,15 @@ def stored_settings(settings: Train, given: Collection[str] = ()) -> Train:
         is_default = getattr(settings, field.name) in (field.default, [], {}) and field.name not in given
         if field.name in ("output", "resume") or is_default:
             continue
+        if field.name == "data_root" and changes.get("data", own.data).startswith(PATHS):
+            raise ValueError(
+                f"data_root does not apply to {own.data}: if its images have moved, pass data=NAME instead"
+            )
         if field.name in MAY_CHANGE:
             changes[field.name] = value
         elif value != getattr(own, field.name):
             raise ValueError(
-                f"a run is resumed with its own settings, and its {field.name} is {getattr(own, field.name)!r}, not "
-                f"{value!r}: leave it out, or start another run"
+                f"a run is resumed with its own settings: {field.name} was {getattr(own, field.name)!r}, not "
+                f"{value!r}. Leave it out, or start another run"
             )
     return replace(own, **changes)

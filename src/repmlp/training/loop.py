@@ -19,7 +19,7 @@ from timm.utils import distribute_bn
 from repmlp_settings import EXPORTED, Train
 
 from ..checkpoint import MODEL_FILES, check_architecture, load_model, write_model_folder
-from ..files import atomic_folder, atomic_write, claim, ensure_can_write
+from ..files import atomic_file, atomic_folder, atomic_write, claim, ensure_can_write
 from ..layers import add_fake_quant_hooks, find_repmlp_blocks, set_bn_eval
 from .batches import OnCheck, RunData, build_run_data, count_images, load_run_data
 from .checks import check_classes, check_settings
@@ -113,7 +113,12 @@ def _train(
     accelerator = build_accelerator(settings)
     set_seed(settings.seed)  # of the weights; from the first batch on, every draw is seeded by its position
     state = read_state(folder) if resumed else None
-    images = load_run_data(settings, accelerator, on_check)
+    try:
+        images = load_run_data(settings, accelerator, on_check)
+    except FileNotFoundError as error:
+        if not resumed:
+            raise
+        raise FileNotFoundError(f"{error}. If the data of the run has moved, pass data=... or data_root=...") from error
     check_classes(images)
     with fitting_state(folder):
         images = match_weights(images, settings, state)
@@ -135,7 +140,10 @@ def _train(
         find_repmlp_blocks(components.model)  # raises now rather than in the last epochs
 
     if accelerator.is_main_process:
-        if not resumed:
+        if resumed:  # its data may have moved
+            with atomic_file(folder / "config.yaml") as new_file:
+                write_settings(new_file, settings)
+        else:
             with atomic_folder(folder, RUN_FILES) as new:
                 write_settings(new / "config.yaml", settings)
         keep_rows(folder / "metrics.csv", progress.epoch - 1)

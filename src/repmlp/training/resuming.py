@@ -41,10 +41,10 @@ def check_data(then: dict[str, Any] | None, now: dict[str, Any]) -> None:
         if not changes and moved:
             changes += moved[:5]
         elif not changes and then[split] != now[split]:
-            changes.append(f"as many {split} images, but some have another name, size or class")
+            changes.append(f"some {split} images have another name, size or class")
     changes = changes or ["its classes have another order"]
     raise ValueError(
-        f"the data is not what the run has been trained on: {'; '.join(changes)}. Restore it, or start another run"
+        f"the data is not what the run was trained on: {'; '.join(changes)}. Restore it, or start another run"
     )
 
 
