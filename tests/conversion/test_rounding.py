@@ -9,7 +9,7 @@ from torch import nn
 
 from compare import assert_same
 from repmlp.conversion import Deviation, deviation
-from repmlp.conversion.rounding import Tally, paired_tensors, rounded_copy, tensors_of, tiled, wide_copy
+from repmlp.conversion.rounding import FLOOR, LIMIT, Tally, paired_tensors, rounded_copy, tensors_of, tiled, wide_copy
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -109,3 +109,18 @@ def test_small_inputs_are_judged_apart_from_large_ones():
     together = Tally()
     together.add(x, x + 1e-3, [(x, x * (1 + 1e-7))])
     assert together.verdict().ratio < 1
+
+
+def test_arithmetic_in_the_tail_of_an_activation_is_rounding():
+    """1 + erf(x) cancels: GELU(-7) is 1e-12, right to the last digit of 1 and not to its own."""
+    x = torch.stack([torch.linspace(-8, 8, 64), torch.linspace(-8, -7, 64)], 1).double()
+    a, b = nn.functional.gelu(x), nn.functional.gelu(x * (1 + 1e-7))
+    moved = torch.stack([b[:, 0], a[:, 1]], 1)  # rounding happens to reach no other digit there
+    assert deviation(a[:, 1], b[:, 1]).relative > LIMIT * FLOOR
+    exact, wrong = Tally(), Tally()
+    exact.add(a, b, [(a, moved)])
+    assert exact.verdict().ratio < 2
+    a[:, 1] = 1e-9 * x[:, 1]
+    wrong.add(a, a * torch.tensor([1, 1 + 1e-4]), [(a, a)])
+    assert wrong.verdict().ratio > LIMIT
+    assert wrong.verdict().channel == 1

@@ -19,7 +19,8 @@ from .preparation import copied
 #: Two models are equal if no channel of an output differs by more than this many times the effect of one random
 #: rounding of the weights. docs/equivalence.md shows what exact conversions need.
 LIMIT = 16.0
-#: Arithmetic in float64 rounds too: this share of a channel's norm always counts as rounding.
+#: Arithmetic in float64 rounds too: this share of the norm of a channel, or of all channels if that is larger, always
+#: counts as rounding. Large inputs leave tiny outputs in the tail of a GELU, which rounds as if they were large.
 FLOOR = 8 * torch.finfo(torch.float64).eps
 #: Where the effects of rounding cancel by chance, this share of a usual channel's counts instead.
 TYPICAL = 0.25
@@ -220,7 +221,8 @@ class Tally:
         worst = Verdict()
         for path, (difference, rounding, norm) in self.sums.items():
             share = torch.nan_to_num(rounding / norm).median(1, keepdim=True).values  # of a usual channel
-            allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * norm
+            usual = norm.mean(1, keepdim=True)
+            allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * torch.maximum(norm, usual)
             ratios = torch.where(difference > 0, (difference / allowed).sqrt(), 0.0).amax(0)  # (channels)
             ratio, channel = ratios.max(0)
             if ratio > worst.ratio:
