@@ -1,10 +1,12 @@
-"""Weight decay on CIFAR-10, chosen on held-out training images, for the pure MLP and for row B of the ablation.
+"""Weight decay on CIFAR-10, chosen on held-out training images, and what it gives on test images with few to train on.
 
     python benchmarks/cifar10.py split DATA HELD_OUT     # hard links: of each class, 500 training images become val
-    python benchmarks/cifar10.py search HELD_OUT RUNS    # trains what is missing; interrupted runs are resumed
+    python benchmarks/cifar10.py search HELD_OUT RUNS    # the pure MLP and row B at each weight decay
+    python benchmarks/cifar10.py test DATA RUNS          # each at the weight decay chosen for it, B also at the other
 
-DATA is a folder data set (DATA/train/CLASS/*.jpg). The test images are not read. ``search`` writes
-benchmarks/results/cifar10.md and .json; ``--table`` only does that, from the runs that are finished.
+DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images only ``test`` reads. ``search`` and
+``test`` train what is missing, resume what was interrupted, and write results/cifar10_search and results/cifar10_test;
+``--table`` only writes, from the runs that are finished.
 """
 
 import csv
@@ -18,9 +20,14 @@ from typing import Any
 import yaml
 from common import options, table, write
 
-DECAYS = ("1e-4", "5e-4", "2e-3")
 ROWS = {"pure-mlp": "Pure MLP", "no-local": "B: no Local Perceptron"}
-IMAGES, STEPS, SEED = 5000, 600, 0
+DECAYS = ("1e-4", "5e-4", "2e-3")
+#: Steps, and each row with its weight decay.
+STUDIES = {
+    "search": (600, [(row, decay) for row in ROWS for decay in DECAYS]),
+    "test": (1500, [("no-local", "5e-4"), ("pure-mlp", "2e-3"), ("no-local", "2e-3")]),
+}
+IMAGES, SEED = 5000, 0
 HELD_OUT = 500  # images of each class
 RECIPE: dict[str, Any] = {
     "model": "repmlp_cifar",
@@ -47,34 +54,36 @@ def split(source: Path, target: Path) -> None:
                 os.link(file, folder / file.name)
 
 
-def train(data: Path, runs: Path) -> None:
-    for row in ROWS:
-        for decay in DECAYS:
-            recipe = runs / f"wd{decay}.yaml"
-            runs.mkdir(parents=True, exist_ok=True)
-            recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
-            command = ["ablate", recipe, runs / f"search-{decay}", "--rows", row, "--images", IMAGES, "--steps", STEPS]
-            subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(SEED)], check=True)
+def train(study: str, data: Path, runs: Path) -> None:
+    steps, rows = STUDIES[study]
+    for row, decay in rows:
+        recipe = runs / f"{study}-{decay}.yaml"
+        runs.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
+        command = ["ablate", recipe, recipe.with_suffix(""), "--rows", row, "--images", IMAGES, "--steps", steps]
+        subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(SEED)], check=True)
 
 
-def results(runs: Path) -> list[dict[str, Any]]:
-    """What each finished run gave: held-out accuracy of its last epoch, and the training loss of that epoch."""
+def results(study: str, runs: Path) -> list[dict[str, Any]]:
+    """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
     found = []
-    for row in ROWS:
-        for decay in DECAYS:
-            run = runs / f"search-{decay}" / f"images-{IMAGES}" / row / f"seed-{SEED}"
-            if not (run / "test.json").exists():
-                continue
-            accuracy = json.loads((run / "test.json").read_text())["accuracy"]
-            with (run / "metrics.csv").open(newline="") as file:
-                loss = float([*csv.DictReader(file)][-1]["train_loss"])
-            found.append({"row": row, "weight_decay": float(decay), "accuracy": accuracy, "train_loss": loss})
+    for row, decay in STUDIES[study][1]:
+        run = runs / f"{study}-{decay}" / f"images-{IMAGES}" / row / f"seed-{SEED}"
+        if not (run / "converted.json").exists():
+            continue
+        result = {"row": row, "weight_decay": float(decay)}
+        result["accuracy"] = json.loads((run / "test.json").read_text())["accuracy"]
+        converted = json.loads((run / "converted.json").read_text())
+        result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
+        with (run / "metrics.csv").open(newline="") as file:
+            result["train_loss"] = float([*csv.DictReader(file)][-1]["train_loss"])
+        found.append(result)
     return found
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("what", choices=["split", "search"])
+    parser.add_argument("what", choices=["split", *STUDIES])
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--table", action="store_true", help="train nothing")
@@ -83,13 +92,23 @@ def main() -> None:
         split(args.data, args.output)
         return
     if not args.table:
-        train(args.data.absolute(), args.output)
-    found = results(args.output)
+        train(args.what, args.data.absolute(), args.output)
+    found = results(args.what, args.output)
     cells = [
-        [ROWS[r["row"]], f"{r['weight_decay']:g}", f"{r['accuracy']:.2%}", f"{r['train_loss']:.3f}"] for r in found
+        [
+            ROWS[r["row"]],
+            f"{r['weight_decay']:g}",
+            f"{r['accuracy']:.2%}",
+            f"{r['deploy_accuracy']:.2%}",
+            f"{r['train_loss']:.3f}",
+        ]
+        for r in found
     ]
-    settings = {"images": IMAGES, "steps": STEPS, "seed": SEED, "held out": f"{HELD_OUT} training images of each class"}
-    write("cifar10", settings, found, table(["row", "weight decay", "held-out accuracy", "training loss"], cells))
+    which = "held-out" if args.what == "search" else "test"
+    settings = {"images": IMAGES, "steps": STUDIES[args.what][0], "seed": SEED}
+    settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
+    header = ["row", "weight decay", f"{which} accuracy", "deploy form", "training loss"]
+    write(f"cifar10_{args.what}", settings, found, table(header, cells))
 
 
 if __name__ == "__main__":
