@@ -237,7 +237,7 @@ def serve(host: str, port: int, ready: Callable[[str], None], title: str, forms:
                 app_kwargs={"middleware": [Middleware(Guard)]},
             )
         except OSError as error:
-            raise OSError(f"cannot listen on host={host} port={port}, which may be in use: {error}") from error
+            raise OSError(f"cannot listen on port {port} of {host}, which may be in use: choose another one") from error
         try:
             ready(f"http://{host}:{port}")
             page.block_thread()

@@ -43,9 +43,8 @@ def served(model):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = "import sys, repmlp_cli; sys.exit(repmlp_cli.main(sys.argv[1:]))"
-    arguments = ["explore", model, "--port", str(port)]
-    with subprocess.Popen([sys.executable, "-uc", command, *arguments], stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-um", "repmlp_cli", "explore", model, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             lines = []
             for line in server.stdout:
@@ -309,3 +308,12 @@ def test_a_request_for_another_host_is_blocked(browser, address):
     )
     page.close()
     assert blocked.startswith("http://192.0.2.1")
+
+
+def test_a_port_in_use_is_refused_in_one_line(address):
+    host, port = urlsplit(address).netloc.split(":")
+    command = [sys.executable, "-m", "repmlp_cli", "explore", str(FROZEN), "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    error = " ".join(done.stderr.split())
+    assert error.endswith(f"cannot listen on port {port} of {host}, which may be in use: choose another one")
