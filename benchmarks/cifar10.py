@@ -71,7 +71,7 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
         run = runs / f"{study}-{decay}" / f"images-{IMAGES}" / row / f"seed-{SEED}"
         if not (run / "converted.json").exists():
             continue
-        result = {"row": row, "weight_decay": float(decay)}
+        result: dict[str, Any] = {"row": row, "weight_decay": float(decay)}
         result["accuracy"] = json.loads((run / "test.json").read_text())["accuracy"]
         converted = json.loads((run / "converted.json").read_text())
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
@@ -105,7 +105,7 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings = {"images": IMAGES, "steps": STUDIES[args.what][0], "seed": SEED}
+    settings: dict[str, Any] = {"images": IMAGES, "steps": STUDIES[args.what][0], "seed": SEED}
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
     header = ["row", "weight decay", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))
