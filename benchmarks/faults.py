@@ -175,8 +175,12 @@ class Rounds:
                 self.make(part)
         if template == "stopped":
             self.make("new")
-            half = Fault("int", self.operations["new"] // 2)
-            assert self.start(words, half, self.base / template).wait() == 130
+            early = Fault("int", self.operations["new"] // 3)  # the second half is the report
+            child = self.start(words, early, self.base / template)
+            status = child.wait()
+            child.end()
+            if status != 130:
+                raise RuntimeError(f"{words}, interrupted, ends with status {status}: {child.text[-900:]}")
         else:
             self.operations[template] = self.finish(words, self.base / template)
 

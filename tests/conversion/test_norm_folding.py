@@ -348,3 +348,31 @@ def test_feature_maps_of_a_backbone():
     assert not norms(folded)
     for ours, theirs in zip(folded(x), model(x), strict=True):
         assert_close(ours, theirs.detach(), 1e-12)
+
+
+class Staged(nn.Sequential):
+    """Two conv-norm-ReLUs, whose intermediate maps are the outputs of some of its modules."""
+
+    def __init__(self, *shown):
+        super().__init__(*(m for c in (4, 8) for m in (nn.Conv2d(c, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))))
+        self.shown = shown
+
+    def forward_intermediates(self, x):
+        maps = []
+        for i, module in enumerate(self):
+            x = module(x)
+            maps += [x] if i in self.shown else []
+        return x, maps
+
+
+@pytest.mark.parametrize(
+    ("shown", "folded"),
+    [((0, 5), {"4": "3"}), ((3,), {"1": "0"}), ((2, 5), {"1": "0", "4": "3"}), ((), {"1": "0", "4": "3"})],
+)
+@torch.no_grad()
+def test_a_norm_stays_whose_layer_gives_an_intermediate_map(shown, folded):
+    model, x = randomize(Staged(*shown)).double(), torch.randn(IMAGES, dtype=torch.float64)
+    assert foldable_norms(model, x) == folded
+    (ours, our_maps), (theirs, their_maps) = (m.forward_intermediates(x) for m in (repmlp.fold_norms(model, x), model))
+    for a, b in zip([ours, *our_maps], [theirs, *their_maps], strict=True):
+        assert_close(a, b, 1e-12)

@@ -43,7 +43,8 @@ def forbidden(*args, **kwargs):
     raise AssertionError("a process that is not the first one writes")
 
 if os.environ.get("RANK", "0") != "0":
-    for writer in ("write_model_folder", "write_state", "append_row", "keep_rows", "rmtree_if_exists", "atomic_folder"):
+    writers = ("write_model_folder", "write_state", "append_row", "keep_rows", "atomic_folder", "atomic_write")
+    for writer in (*writers, "write_settings", "remove_state"):
         assert hasattr(loop, writer)
         setattr(loop, writer, forbidden)
 

@@ -81,7 +81,12 @@ def foldable_norms(model: nn.Module, inputs: object = None) -> dict[str, str]:
                 ) from export_error
     holders = Counter(storage_of(tensor) for module in model.modules() for tensor in tensors_of(module))
     modules = dict(model.named_modules())
-    return {norm: layer for layer, norm in pairs if _is_own(modules[layer], holders) and not _is_hooked(modules[norm])}
+    shown = _shown_layers(ghost, inputs, [layer for layer, _ in pairs])
+    return {
+        norm: layer
+        for layer, norm in pairs
+        if _is_own(modules[layer], holders) and not _is_hooked(modules[norm]) and layer not in shown
+    }
 
 
 def fold_pairs_(model: nn.Module, pairs: dict[str, str]) -> None:
@@ -176,6 +181,26 @@ def _pairs_by_fx(ghost: nn.Module) -> list[tuple[str, str]]:
         ):
             pairs.append((node.target, reader.target))
     return pairs
+
+
+def _shown_layers(ghost: nn.Module, inputs: tuple[Any, ...], layers: list[str]) -> set[str]:
+    """Layers whose own output, before the norm, is one of the intermediate maps, as that of GhostNet's stem is."""
+    if not hasattr(ghost, "forward_intermediates"):
+        return set()
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        ghost.get_submodule(name).register_forward_hook(lambda _m, _args, out, name=name: outputs.update({name: out}))
+        for name in layers
+    ]
+    try:
+        maps = ghost.forward_intermediates(*inputs)
+    except Exception:  # not a method to call with the inputs of forward
+        return set()
+    finally:
+        for handle in handles:
+            handle.remove()
+    storages = {storage_of(t) for t in tree_leaves(maps) if isinstance(t, Tensor)}
+    return {name for name, output in outputs.items() if storage_of(output) in storages}
 
 
 def _without_affine(norm: Any) -> nn.Module | None:
