@@ -124,3 +124,19 @@ def test_arithmetic_in_the_tail_of_an_activation_is_rounding():
     wrong.add(a, a * torch.tensor([1, 1 + 1e-4]), [(a, a)])
     assert wrong.verdict().ratio > LIMIT
     assert wrong.verdict().channel == 1
+
+
+@pytest.mark.parametrize("dead", [0, 2, 7])
+def test_a_usual_channel_is_one_that_rounding_moves(dead):
+    """Half the channels of a block may be zero behind its ReLU, and leave only what its shortcut adds."""
+    x = torch.ones(4, 10, dtype=torch.float64)
+    x[:, :dead] = 1e-3
+    moved = x * (1 + 1e-3 * (x == 1))
+    moved[:, 9] = 1 + 1e-6  # by chance
+    exact, wrong = (x.clone() for _ in range(2))
+    exact[:, 9] += 1e-3
+    wrong[:, 9] += 1e-2
+    for other, within in ((exact, True), (wrong, False)):
+        tally = Tally()
+        tally.add(x, other, [(x, moved)])
+        assert (tally.verdict().ratio < LIMIT) == within

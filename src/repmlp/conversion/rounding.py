@@ -220,7 +220,8 @@ class Tally:
             return Verdict(math.inf, note=note)
         worst = Verdict()
         for path, (difference, rounding, norm) in self.sums.items():
-            share = torch.nan_to_num(rounding / norm).median(1, keepdim=True).values  # of a usual channel
+            alive = torch.where(rounding > 0, rounding / norm, torch.nan)  # a ReLU gives zeros, whatever the rounding
+            share = torch.nan_to_num(alive.nanmedian(1, keepdim=True).values)  # of a usual channel
             usual = norm.mean(1, keepdim=True)
             allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * torch.maximum(norm, usual)
             ratios = torch.where(difference > 0, (difference / allowed).sqrt(), 0.0).amax(0)  # (channels)
