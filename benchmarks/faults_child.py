@@ -28,8 +28,7 @@ OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.t
 PLANTED: dict[str, tuple[Any, str, Any]] = {
     "written in place": (repmlp.files, "_scratch_folder", lambda path: contextlib.nullcontext(path.parent)),
     "strangers deleted": (repmlp.files, "foreign_names", lambda folder, ours: []),
-    "no locks": (repmlp.files.FileLock, "acquire", lambda self, **_: None),
-    "rows twice": (repmlp.training.loop, "keep_rows", lambda path, epochs: None),
+    "rows lost": (repmlp.training.loop, "append_row", lambda path, row: None),
 }
 
 

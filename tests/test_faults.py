@@ -61,10 +61,9 @@ def test_a_sample_of_all_faults():
 @pytest.mark.parametrize(
     ("planted", "name", "kind", "found"),
     [
-        ("written in place", "save_model", "kill", "neither old nor new"),
+        ("written in place", "save_model", "kill", "again: save_model"),
         ("strangers deleted", "train --resume", "int", "not the command's, is gone"),
-        ("no locks", "train", "race", "both commands wrote the output"),
-        ("rows twice", "train --resume", "kill", "not that of an undisturbed command"),
+        ("rows lost", "train --resume", "kill", "not that of an undisturbed command"),
     ],
 )
 def test_faults_of_our_own_are_found(planted, name, kind, found):
