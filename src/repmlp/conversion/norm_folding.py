@@ -185,7 +185,8 @@ def _pairs_by_fx(ghost: nn.Module) -> list[tuple[str, str]]:
 
 def _shown_layers(ghost: nn.Module, inputs: tuple[Any, ...], layers: list[str]) -> set[str]:
     """Layers whose own output, before the norm, is one of the intermediate maps, as that of GhostNet's stem is."""
-    if not hasattr(ghost, "forward_intermediates"):
+    forward_intermediates: Any = getattr(ghost, "forward_intermediates", None)
+    if forward_intermediates is None:
         return set()
     outputs: dict[str, Tensor] = {}
     handles = [
@@ -193,7 +194,7 @@ def _shown_layers(ghost: nn.Module, inputs: tuple[Any, ...], layers: list[str]) 
         for name in layers
     ]
     try:
-        maps = ghost.forward_intermediates(*inputs)
+        maps = forward_intermediates(*inputs)
     except Exception:  # not a method to call with the inputs of forward
         return set()
     finally:
