@@ -183,7 +183,7 @@ def _facts(subject: Subject) -> list[str]:
     """Figures, proof and settings."""
     forms, report, origin = subject.forms, subject.report, subject.origin
     rows = [["parameters", *(f"{sum(p.numel() for p in form.parameters()):,}" for form in forms.values())]]
-    with suppress(RuntimeError, NotImplementedError, TypeError):  # a network that does not run without values
+    with suppress(RuntimeError, NotImplementedError, TypeError):  # one that cannot run on the meta device
         rows.append(["multiply-adds per image", *(f"{complexity(form).macs:,}" for form in forms.values())])
     rows.append(["batch norms", *(str(sum(batch_norms(form).values())) for form in forms.values())])
     parts = ["## Figures", table(["", *forms], rows)]

@@ -87,7 +87,7 @@ class Engine(ABC):
         return None
 
     def write(self, program: Program, file: Path, metadata: Metadata, opset: int | None = None) -> None:
-        """Write a float32 network."""
+        """Write a float32 network; not abstract, since an engine may have int8 files only."""
         raise NotImplementedError
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Engine(ABC):
         return 8
 
     def quantize(self, model: nn.Module, file: Path, metadata: Metadata, calibration: Tensor | None) -> None:
-        """Write a network in int8.
+        """Write a network in int8; not abstract, since an engine may have float32 files only.
 
         Args:
             model: float32, on the CPU; its FCs are ``nn.Linear``, one per group.
