@@ -1,9 +1,10 @@
-"""Run folders with known contents, as an ablation leaves them behind."""
+"""Planted results: run folders with known contents, as an ablation leaves them behind, and a wrong conversion."""
 
 import csv
 import json
 
 import timm
+import torch
 import yaml
 
 import repmlp
@@ -42,3 +43,11 @@ def plant(job: Job, correct: int, losses: list[float], seconds: list[float], ima
     (job.folder / "test.json").write_text(json.dumps({"correct": before, "images": images}))
     values = {"images": images, "correct": {"training form": before, "deploy form": correct}, "machine": MACHINE}
     job.converted.write_text(json.dumps(values))
+
+
+def wrong_reparameterize(model):
+    """A conversion of the pure MLP in which one bias of FC3 is off."""
+    deploy = repmlp.reparameterize(model)
+    with torch.no_grad():
+        deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
+    return deploy

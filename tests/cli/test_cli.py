@@ -17,6 +17,7 @@ from PIL import Image
 
 import repmlp
 from pictures import picture
+from planted import wrong_reparameterize
 from repmlp.data import load_data
 from repmlp_cli import build_parser, main
 from repmlp_cli.console import TrainingProgress
@@ -135,13 +136,7 @@ def test_convert_writes_into_the_run_folder_by_default_and_does_not_overwrite(ru
 
 
 def test_convert_writes_nothing_if_the_forms_differ(run, tmp_path, capsys, monkeypatch):
-    def wrong(model):
-        deploy = repmlp.reparameterize(model)
-        with torch.no_grad():
-            deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
-        return deploy
-
-    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong)
+    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong_reparameterize)
     assert main(["convert", str(run), str(tmp_path / "deploy")]) == 1
     assert "the forms differ: nothing written" in capsys.readouterr().out
     assert not (tmp_path / "deploy").exists()

@@ -1,21 +1,19 @@
 """`repmlp export`, and `repmlp eval` and `predict` on what it wrote."""
 
-import importlib.util
 import json
 import sys
 
 import pytest
 import timm
-import torch
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
+from planted import wrong_reparameterize
 from repmlp.data import load_data
 from repmlp.deploy import load_exported
 from repmlp_cli import main
 
-for engine in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+needs(*ONNX, *OPENVINO)
 
 TINY = ["--img-size=8", "--model_args.channels=[4]", "--model_args.partition_size=4", "--model_args.kernel_sizes=[1,3]"]
 FILES = {"onnx": "deploy.onnx", "openvino": "deploy.xml", "torch": "deploy.pt2"}
@@ -91,13 +89,7 @@ def test_no_convert_refuses_a_training_form_and_says_why(run, tmp_path, capsys, 
 
 
 def test_nothing_is_written_if_the_forms_differ(run, tmp_path, capsys, monkeypatch):
-    def wrong(model):
-        deploy = repmlp.reparameterize(model)
-        with torch.no_grad():
-            deploy.stages[0][2].partition_perceptron.fc3.bias += 0.1
-        return deploy
-
-    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong)
+    monkeypatch.setattr("repmlp_cli.convert.reparameterize", wrong_reparameterize)
     assert main(["export", str(run), str(tmp_path / "a.onnx")]) == 1
     assert "the forms differ: nothing written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

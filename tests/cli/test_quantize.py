@@ -1,6 +1,5 @@
 """`repmlp quantize`, `repmlp eval` and `predict` on what it wrote, and `repmlp train --qat`."""
 
-import importlib.util
 import json
 import re
 
@@ -8,13 +7,12 @@ import pytest
 import yaml
 
 import repmlp
+from needs import ONNX, needs
 from repmlp.data import load_data
 from repmlp.deploy import load_exported
 from repmlp_cli import main
 
-for engine in ("onnx", "onnxscript", "onnxruntime"):
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+needs(*ONNX)
 
 TINY = ["--img-size=8", "--model_args.channels=[4]", "--model_args.partition_size=4", "--model_args.kernel_sizes=[1,3]"]
 DATA = ["--data", "digits", "--max-drop=100"]

@@ -1,7 +1,6 @@
 """The check next to a file passes for that file on this machine, and fails for any other or broken one."""
 
 import copy
-import importlib.util
 import os
 import runpy
 import shutil
@@ -16,13 +15,12 @@ import timm
 import torch
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.deploy import export, quantize
 from repmlp.deploy.engines import EXPORTERS, QUANTIZERS
 from weights import randomize
 
-for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+needs(*ONNX, *OPENVINO)
 
 #: Written, by format or by engine and method of int8.
 WAYS = ["onnx", "openvino", "torch", ("onnxruntime", "static"), ("torch", "dynamic")]

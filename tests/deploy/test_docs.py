@@ -1,6 +1,5 @@
 """The code in docs/deploy.md runs files without this package, and to the same logits."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.data import eval_transform, open_image
 from repmlp.deploy import export
 from weights import randomize
 
-for engine in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
+needs(*ONNX, *OPENVINO)
 
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 PREPARE, *SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -1,7 +1,6 @@
 """Exported files compute what the network computes, say what they are, and are not there if they do not."""
 
 import copy
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from timm.data import resolve_data_config
 from torch import nn
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.deploy import compare, export, exporting, load_exported
 from repmlp.deploy.engines import EXPORTERS
 from weights import randomize
 
+needs(*ONNX, *OPENVINO)
 onnx = pytest.importorskip("onnx")
-for engine in ("onnxscript", "onnxruntime", "openvino"):  # found, not imported: how they are imported matters
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
 
 FORMATS = ("onnx", "openvino", "torch")
 SUFFIXES = {format: engine.suffix for format, engine in EXPORTERS.items()}

@@ -1,20 +1,17 @@
 """Networks made with ``features_only`` are exported with one named output per map."""
 
-import importlib.util
-
 import pytest
 import timm
 import torch
 from torch import nn
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.deploy import export, load_exported
 from repmlp.deploy.engines import EXPORTERS
 from weights import randomize
 
-for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+needs(*ONNX, *OPENVINO)
 
 NETWORKS = {
     "repmlp_resnet50_light": {"img_size": 64, "channels": (16, 32, 64, 128), "layers": (1, 2, 2, 1)},

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 import itertools
 import json
 import sys
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 import repmlp
+from needs import ONNX, needs
 from repmlp.data import load_data
 from repmlp.deploy import (
     calibration_images,
@@ -35,10 +35,8 @@ from repmlp.training import build_test_loader, evaluate, train
 from repmlp_settings import Train
 from weights import randomize
 
+needs(*ONNX)
 onnx = pytest.importorskip("onnx")
-for engine in ("onnxscript", "onnxruntime"):
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
 
 WAYS = [("onnxruntime", "static"), ("onnxruntime", "dynamic"), ("torch", "dynamic")]
 SUFFIX = {"onnxruntime": ".onnx", "torch": ".torchscript"}

@@ -1,6 +1,5 @@
 """Exported files are read by their engine alone; what cannot be read is refused by name."""
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -10,14 +9,13 @@ import timm
 import torch
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.deploy import export, load_any, load_exported
 from repmlp.deploy.engines import EXPORTERS
 from weights import randomize
 
+needs(*ONNX, *OPENVINO)
 onnx = pytest.importorskip("onnx")
-for engine in ("onnxscript", "onnxruntime", "openvino"):  # found, not imported: how they are imported matters
-    if importlib.util.find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed", allow_module_level=True)
 
 FORMATS = ("onnx", "openvino", "torch")
 SUFFIXES = {format: engine.suffix for format, engine in EXPORTERS.items()}

@@ -1,7 +1,5 @@
 """int8 weights, float32 activations: no data needed, every FC, few errors."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import timm
@@ -9,14 +7,13 @@ import torch
 from torch import nn
 
 import repmlp
+from needs import ONNX, OPENVINO, needs
 from repmlp.deploy import export, load_exported, quantization, quantize
 from repmlp_cli import main
 from weights import randomize
 
+needs(*ONNX, *OPENVINO)
 onnx = pytest.importorskip("onnx")
-for package in ("onnxscript", "onnxruntime", "openvino"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 FILES = {"onnxruntime": "a.onnx", "openvino": "a.xml"}
 

@@ -15,17 +15,8 @@ from compare import assert_close, assert_same
 from repmlp import RepMLP
 from repmlp.layers import add_fake_quant_hooks
 from repmlp.layers.moments import prefer_moments
+from tiny import BLOCK as EXAMPLE
 from weights import randomize
-
-EXAMPLE = {
-    "in_channels": 4,
-    "out_channels": 6,
-    "feature_size": (6, 12),
-    "partition_size": (3, 4),
-    "kernel_sizes": (1, 3, (1, 3)),
-    "groups": 2,
-    "global_reduction": 3,
-}
 
 
 @st.composite
