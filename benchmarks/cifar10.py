@@ -22,12 +22,13 @@ from common import options, table, write
 
 ROWS = {"pure-mlp": "Pure MLP", "no-local": "B: no Local Perceptron"}
 DECAYS = ("1e-4", "5e-4", "2e-3")
-#: Steps, and each row with its weight decay.
+TESTED = (("no-local", "5e-4"), ("pure-mlp", "2e-3"), ("no-local", "2e-3"))
+#: Steps, and each row with its weight decay and seed.
 STUDIES = {
-    "search": (600, [(row, decay) for row in ROWS for decay in DECAYS]),
-    "test": (1500, [("no-local", "5e-4"), ("pure-mlp", "2e-3"), ("no-local", "2e-3")]),
+    "search": (600, [(row, decay, 0) for row in ROWS for decay in DECAYS]),
+    "test": (1500, [(*run, seed) for seed in (0, 1) for run in TESTED]),
 }
-IMAGES, SEED = 5000, 0
+IMAGES = 5000
 HELD_OUT = 500  # images of each class
 RECIPE: dict[str, Any] = {
     "model": "repmlp_cifar",
@@ -56,29 +57,34 @@ def split(source: Path, target: Path) -> None:
 
 def train(study: str, data: Path, runs: Path) -> None:
     steps, rows = STUDIES[study]
-    for row, decay in rows:
+    for row, decay, seed in rows:
         recipe = runs / f"{study}-{decay}.yaml"
         runs.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
         command = ["ablate", recipe, recipe.with_suffix(""), "--rows", row, "--images", IMAGES, "--steps", steps]
-        subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(SEED)], check=True)
+        subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(seed)], check=True)
 
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
     """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
     found = []
-    for row, decay in STUDIES[study][1]:
-        run = runs / f"{study}-{decay}" / f"images-{IMAGES}" / row / f"seed-{SEED}"
+    for row, decay, seed in STUDIES[study][1]:
+        run = runs / f"{study}-{decay}" / f"images-{IMAGES}" / row / f"seed-{seed}"
         if not (run / "converted.json").exists():
             continue
-        result: dict[str, Any] = {"row": row, "weight_decay": float(decay)}
+        result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "seed": seed}
         result["accuracy"] = json.loads((run / "test.json").read_text())["accuracy"]
         converted = json.loads((run / "converted.json").read_text())
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
-        with (run / "metrics.csv").open(newline="") as file:
-            result["train_loss"] = float([*csv.DictReader(file)][-1]["train_loss"])
+        result["train_loss"] = train_loss(run)
         found.append(result)
     return found
+
+
+def train_loss(run: Path) -> float:
+    """Of the last epoch."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return float([*csv.DictReader(file)][-1]["train_loss"])
 
 
 def main() -> None:
@@ -98,6 +104,7 @@ def main() -> None:
         [
             ROWS[r["row"]],
             f"{r['weight_decay']:g}",
+            f"{r['seed']}",
             f"{r['accuracy']:.2%}",
             f"{r['deploy_accuracy']:.2%}",
             f"{r['train_loss']:.3f}",
@@ -105,9 +112,9 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings: dict[str, Any] = {"images": IMAGES, "steps": STUDIES[args.what][0], "seed": SEED}
+    settings: dict[str, Any] = {"images": IMAGES, "steps": STUDIES[args.what][0]}
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
-    header = ["row", "weight decay", f"{which} accuracy", "deploy form", "training loss"]
+    header = ["row", "weight decay", "seed", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))
 
 

@@ -1,6 +1,7 @@
 """Report what a benchmark measured, and on which machine."""
 
 import json
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
@@ -37,5 +38,5 @@ def write(name: str, settings: dict[str, Any], results: list[dict[str, Any]], te
     about = {**machine(), **settings}
     (folder / f"{name}.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
     heading = ", ".join(f"{key} {value}" for key, value in about.items())
-    (folder / f"{name}.md").write_text(f"Made by `python benchmarks/{name}.py`: {heading}.\n\n{text}\n")
+    (folder / f"{name}.md").write_text(f"Made by `python benchmarks/{Path(sys.argv[0]).name}`: {heading}.\n\n{text}\n")
     print(f"{heading}\n\n{text}\n\nwrote {folder / name}.json and .md")
