@@ -1,4 +1,4 @@
-"""Another input size: FC1 and FC2 are reinitialized where P changed, everything else is copied."""
+"""Another input size: FC1 and FC2 are re-initialized where P changed, everything else is copied."""
 
 import pytest
 import timm
@@ -23,6 +23,7 @@ def test_all_but_fc1_and_fc2_is_inherited(model, deploy):
     assert resized.model(torch.randn(1, 3, 24, 32)).shape == (1, 7)
     assert repmlp.is_reparameterized(resized.model) == deploy
     assert {name.rsplit(".", 2)[-2] for name in resized.reinitialized} == {"fc1", "fc2"}
+    assert f"re-initialized: {resized.reinitialized[0]}" in str(resized)
     old, new = model.state_dict(), resized.model.state_dict()
     assert set(resized.copied) | set(resized.reinitialized) == set(new)
     assert all(torch.equal(old[name], new[name]) for name in resized.copied)

@@ -22,7 +22,7 @@ class Resized:
     Attributes:
         model: the network for the new size, in the form and mode of the old one.
         copied: names of the tensors copied from the old network.
-        reinitialized: names of the tensors initialized anew: FC1 and FC2 where the number of partitions changed.
+        reinitialized: names of the re-initialized tensors: FC1 and FC2 where the number of partitions changed.
         dropped: names of the old network's tensors that the new one does not have.
     """
 
@@ -32,9 +32,9 @@ class Resized:
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        counts = f"{len(self.copied)} tensors copied, {len(self.reinitialized)} reinitialized"
+        counts = f"{len(self.copied)} tensors copied, {len(self.reinitialized)} re-initialized"
         lines = [f"{counts}, {len(self.dropped)} dropped"]
-        lines += [f"reinitialized: {name}" for name in self.reinitialized]
+        lines += [f"re-initialized: {name}" for name in self.reinitialized]
         lines += [f"dropped: {name}" for name in self.dropped]
         return "\n".join(lines)
 
@@ -44,8 +44,8 @@ def resize(model: Any, img_size: int | tuple[int, int], **changes: Any) -> Resiz
     """Rebuild a network for another image size, with the weights of the old one.
 
     An FC has a fixed size, but only the Global Perceptrons depend on the size of the feature map: FC1 and FC2 have
-    ``C*P`` features. They are reinitialized where P changes, as in the paper; everything else, FC3 included, is
-    copied. If anything was reinitialized, train the network before you use it.
+    ``C*P`` features. They are re-initialized where P changes, as in the paper; everything else, FC3 included, is
+    copied. If anything was re-initialized, train the network before you use it.
 
     The new network keeps the preprocessing that the weights expect (mean, std, interpolation, crop) and the class
     names.
