@@ -1,4 +1,4 @@
-"""Files next to an exported file that show, on any machine, whether it still computes the same.
+"""Files next to an exported file that show, on any machine, whether its outputs are still the same.
 
 ``FILE.check.npz`` holds eight random images, the outputs of the network for them computed in float64, and the largest
 error allowed, relative to how much the outputs differ between images. ``FILE.check.py`` runs the file on the images and
@@ -103,8 +103,8 @@ def main():
             spread = np.linalg.norm(expected - expected.mean(0)) or np.linalg.norm(expected) or 1.0
             error = float(np.linalg.norm(output - expected) / spread)
         same = same and error <= bound
-        print(f"{{name[7:]}}: error {{error:.1e}} of how much it varies, at most {{bound:.1e}} allowed")
-    print(f"{{FILE.name}} {{'computes the same' if same else 'DOES NOT COMPUTE THE SAME'}}")
+        print(f"{{name[7:]}}: error {{error:.1e}} of the outputs' spread, at most {{bound:.1e}} allowed")
+    print(f"{{FILE.name}} {{'computes the same outputs' if same else 'DOES NOT COMPUTE THE SAME OUTPUTS'}}")
     return 0 if same else 1
 
 
