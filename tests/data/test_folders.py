@@ -103,7 +103,7 @@ def test_an_empty_folder(folders):
     shutil.rmtree(folders / "train")
     (folders / "train").mkdir()
     picture().save(folders / "train" / "loose.png")
-    with pytest.raises(FileNotFoundError, match=r"train has no sub-folders: put the images of each class into one"):
+    with pytest.raises(FileNotFoundError, match=r"train has no subfolders: put the images of each class into one"):
         load_data(f"folder:{folders}")
 
 

@@ -1,4 +1,4 @@
-"""``folder:PATH``: images in PATH/train, PATH/val and PATH/test, one sub-folder per class."""
+"""``folder:PATH``: images in PATH/train, PATH/val and PATH/test, one subfolder per class."""
 
 import os
 from collections import Counter
@@ -65,7 +65,7 @@ def open_folder(path: Path) -> Splits:
         missing = path / ("train" if "train" not in found else VAL_SPLIT_NAMES[0])
         raise FileNotFoundError(
             f"there is no folder {missing}: folder:PATH needs PATH/train and PATH/val (or PATH/test, or both), "
-            f"each with one sub-folder per class" + (f"; PATH holds {shorten(others)}" if others else "")
+            f"each with one subfolder per class" + (f"; PATH holds {shorten(others)}" if others else "")
         )
     chosen = choose_splits(found, str(path))
     ignored: Counter[str] = Counter()
@@ -105,7 +105,7 @@ def _scan(folder: Path, ignored: Counter[str]) -> tuple[list[tuple[str, int]], l
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     classes = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
     if not classes:
-        raise FileNotFoundError(f"{folder} has no sub-folders: put the images of each class into one of its own")
+        raise FileNotFoundError(f"{folder} has no subfolders: put the images of each class into one of its own")
     for entry in entries:
         if _is_hidden(entry.name):
             ignored["hidden files and folders"] += 1

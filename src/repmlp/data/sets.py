@@ -159,7 +159,7 @@ def load_data(
 
     Args:
         name: ``digits`` (scikit-learn's 1797 handwritten 8x8 digits, included, no download), ``torch/...``
-            (torchvision's, by timm's names), ``folder:PATH`` (one sub-folder per class, in PATH/train and PATH/val,
+            (torchvision's, by timm's names), ``folder:PATH`` (one subfolder per class, in PATH/train and PATH/val,
             PATH/test or both), ``wds/PATH`` (a folder of WebDataset shards) or ``hfds/NAME`` (from the Hugging Face
             Hub, or a folder in one of its formats).
         root: folder of the data, for ``torch/...`` and ``hfds/...``.

@@ -70,7 +70,7 @@ def open_shards(folder: Path) -> Splits:
     """Find the shards in a folder, and the positions of the images in them.
 
     The splits are ``splits`` of an info file, or come from the words train, val, validation and test in the names of
-    shards or sub-folders. The class names are ``class_names`` of the info file, the lines of classes.txt, or numbers.
+    shards or subfolders. The class names are ``class_names`` of the info file, the lines of classes.txt, or numbers.
     The offsets of the images are kept in INDEX, if it can be written, and reused for a shard until its size or
     modification time changes.
 
