@@ -1,8 +1,8 @@
 """Settings: one frozen dataclass per command. Field names are flags and YAML keys; the docstrings are the help texts.
 
-Imports only the standard library, so `repmlp -h` answers before PyTorch is imported, and both the library and the
-commands can use it. A field without a default is a positional argument; metadata holds what only the command line
-needs: `nargs` of a positional argument, or `required` for a flag.
+Imports only the standard library, so that `repmlp -h` answers before PyTorch is imported, and both the library and the
+commands can use it. A field without a default is a positional argument. Its metadata has what only the command line
+needs: `nargs` of a positional argument, or `required` for a flag; the help of such a field is one line.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Convert:
         output: Model folder to write, by default deploy/ next to the model; for `--to official` a .pth file.
         to: timm (a model folder), official (the authors' names, deploy form) or official-training (not converted).
         fold: Also fold each batch norm into the conv or linear layer before it, if that can absorb it.
-        tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
+        tolerance: Largest relative deviation allowed; by default what rounding the weights explains, per channel.
         overwrite: Replace an existing folder.
     """
 
@@ -36,19 +36,19 @@ class Convert:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compare two forms of a model, block by block and as a whole; exits with 1 if they differ.
+    """Compare two forms of a model, block by block and as a whole; exit with status 1 if they differ.
 
     Args:
         a: Model folder or run folder, the reference.
         b: Model folder to compare; by default `a`, converted in memory.
-        images: Compare on this many test images of --data; without --data, on this many random ones and, if `a` is
-            a run folder whose data set is available, on as many of its test images.
+        images: Number of images to compare on: test images of --data; without --data, random ones and, if `a` is a
+            run folder whose data set is available, as many of its test images.
         data: Data set to take images from; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: At an unreadable image file: stop, or skip it and report it.
+        bad_images: What to do with an unreadable image: stop, or skip and report it.
         labels: Match the classes of the data and the model by-name or by-index.
-        tolerance: Largest relative deviation; by default each channel is judged by the rounding of the weights.
-        json: Write the report to this file.
+        tolerance: Largest relative deviation allowed; by default what rounding the weights explains, per channel.
+        json: File to write the report to, as JSON.
     """
 
     a: str
@@ -64,13 +64,13 @@ class Verify:
 
 @dataclass(frozen=True)
 class Eval:
-    """Top-1 accuracy of a model on the test images of a data set.
+    """Measure the top-1 accuracy of a model on the test images of a data set.
 
     Args:
         model: Model folder, run folder or exported file.
         data: Data set; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: At an unreadable image file: stop, or skip it and report it.
+        bad_images: What to do with an unreadable image: stop, or skip and report it.
         labels: Match the classes of the data and the model by-name or by-index.
         batch_size: Images per step.
         workers: Processes that load images.
@@ -92,7 +92,7 @@ class Predict:
     Args:
         model: Model folder, run folder or exported file.
         images: Image files.
-        top: Labels to list for each image.
+        top: Number of labels to list for each image.
     """
 
     model: str
@@ -102,14 +102,14 @@ class Predict:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML file about a run: settings, curves, both forms, their proof, the worst mistakes; needs no network.
+    """Write one HTML file about a run: settings, curves, both forms and their comparison, the worst mistakes.
 
-    The test images are classified once more. What cannot be made is left out, and the file says so.
+    Both forms classify the test images once more. The file says what had to be left out.
 
     Args:
         run: Run folder.
         output: File to write, by default report.html in the run folder, which replaces an earlier report.
-        data: The run's data set, if it has moved; see `repmlp train --help`.
+        data: Data set of the run, if it has moved; see `repmlp train --help`.
         data_root: Folder that holds the data set, if it has moved.
         mistakes: Number of wrongly classified test images to show, the highest loss first.
         overwrite: Replace an existing file that is not an earlier report of this run.
@@ -125,7 +125,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Info:
-    """Show layers, parameters and MACs of a model in training form and in deploy form.
+    """Show layers, parameters and multiply-adds (MACs) of a model in training form and in deploy form.
 
     Args:
         model: Model folder, run folder, or the name of a network.
@@ -138,13 +138,13 @@ class Info:
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole idea in two minutes: train the pure MLP on handwritten digits, convert, verify, time both forms.
+    """Show it all in two minutes: train the pure MLP on handwritten digits, convert it, verify and time both forms.
 
     Args:
         output: Run folder to write.
         epochs: Passes over the training images.
         seed: Seed of all random choices.
-        overwrite: Replace an existing run folder; the demo's own folder is always replaced.
+        overwrite: Replace an existing run folder; the default one is always replaced.
     """
 
     output: str = "runs/demo"
@@ -160,7 +160,7 @@ class Import:
     Args:
         file: .pth or .safetensors file; nothing in it is executed.
         output: Model folder to write.
-        arch: Network of the weights, for example repmlp_resnet50_light_g4 or repmlpnet_t224.
+        arch: Name of the network that the weights are for, for example repmlp_resnet50_light_g4 or repmlpnet_t224.
         model_args: Arguments of the network, if the weights need other values than its defaults.
         overwrite: Replace an existing folder.
     """
@@ -180,14 +180,14 @@ class Export:
         model: Model folder or run folder; a model in training form is first converted and verified.
         output: File to write, by default deploy.onnx, .xml (and .bin), .pt2 or .aoti.pt2 next to the model.
         format: onnx, openvino, torch (a torch.export program) or aoti (compiled for CPUs like this one); by default
-            what the file's suffix says, and onnx if no file is given.
+            according to the file's suffix, or onnx if no file is given.
         opset: ONNX opset; by default 20.
         no_convert: Refuse a model in training form instead of converting it.
         data: Data set to compare on, in addition to random images; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: At an unreadable image file: stop, or skip it and report it.
+        bad_images: What to do with an unreadable image: stop, or skip and report it.
         labels: Match the classes of the data and the model by-name or by-index.
-        images: Compare on this many test images of --data.
+        images: Number of test images of --data to compare on.
         overwrite: Replace an existing file.
     """
 
@@ -206,21 +206,21 @@ class Export:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantize a model to int8 and measure the loss of accuracy; writes no file if it exceeds --max-drop.
+    """Quantize a model to int8 and measure the loss of accuracy; write nothing if the loss exceeds --max-drop.
 
     Args:
         model: Model folder or run folder; a model in training form is first converted and verified.
         output: File to write, by default int8.onnx, .xml (and .bin) or .torchscript next to the model.
-        data: Data set for accuracy and calibration; only --method weights needs none. See `repmlp train --help`.
+        data: Data set for accuracy and calibration, optional with --method weights; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        bad_images: At an unreadable image file: stop, or skip it and report it.
+        bad_images: What to do with an unreadable image: stop, or skip and report it.
         labels: Match the classes of the data and the model by-name or by-index.
         method: static (activation ranges from calibration images), dynamic (ranges at run time) or weights (only the
             FCs' weights, activations in float32); by default static, or dynamic for torch.
         engine: onnxruntime, openvino (static, weights) or torch (dynamic).
-        calibration_images: Training images to calibrate static int8 on; all if there are fewer.
+        calibration_images: Number of training images to calibrate static int8 on; all if there are fewer.
         max_drop: Points of top-1 accuracy that int8 may lose.
-        reduce_range: Use 7-bit weights, for x86 CPUs without VNNI; always on if this CPU is one of them.
+        reduce_range: Use 7-bit weights, for x86 CPUs without VNNI; always on if this is such a CPU.
         batch_size: Images per step when measuring accuracy.
         overwrite: Replace an existing file.
     """
@@ -242,7 +242,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure latency and throughput of networks, forms and engines, interleaved in one run; compares outputs first.
+    """Compare outputs, then measure latency and throughput of networks, forms and engines, interleaved in one run.
 
     Args:
         models: Model folders, run folders, exported files, or names (timm's too: resnet50 runs with its BNs folded).
@@ -251,9 +251,9 @@ class Bench:
         batches: Batch sizes.
         precisions: float32, bf16, int8; engines skip precisions that they do not support.
         threads: Number of threads of every engine; by default one per core.
-        rounds: Timed calls of each.
-        warmup: Untimed calls of each before the timed ones.
-        memory: Also measure peak memory, each in a separate process.
+        rounds: Number of timed calls of each combination.
+        warmup: Number of untimed calls of each before the timed ones.
+        memory: Also measure the peak memory of each, in a separate process.
         output: Folder for bench.json and bench.png.
     """
 
@@ -274,9 +274,9 @@ class Explore:
 
     Args:
         model: Model folder, run folder, or the name of a network.
-        data: Data set to pick images from, by default that of the run, if available; see `repmlp train --help`.
+        data: Data set to pick images from, by default the run's, if available; see `repmlp train --help`.
         data_root: Folder that holds the data set.
-        host: Address to listen on; the default can be opened on this machine only.
+        host: Address to listen on; with the default, only this machine can open the page.
         port: Port to listen on.
     """
 

@@ -5,27 +5,28 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Ablate:
-    """The paper's ablation: the same training with and without each part of RepMLP, for several seeds, in one table.
+    """Repeat the paper's ablation: train with and without each part of RepMLP, for several seeds, and make a table.
 
-    Rerun the command to resume interrupted runs, train missing ones and rebuild the table.
-    Processes started at the same time share the runs.
+    Rerun the command to resume interrupted runs, train missing ones and rebuild the table. If you start it several
+    times, the processes share the runs.
 
     Args:
         recipe: YAML file of settings of `repmlp train` for the network repmlp_cifar; all rows are trained with it.
         output: Folder to write: a run folder for each row and seed, and ablation.md, ablation.json, ablation.png,
             report.html.
-        rows: By default all: pure-mlp (gives row A too), no-local, no-global, conv9-for-fc3, conv9, wide-convnet.
+        rows: Rows to train, by default all: pure-mlp (also gives row A), no-local, no-global, conv9-for-fc3, conv9,
+            wide-convnet.
         seeds: Train each row once with each seed, for example --seeds 0,1,2.
         images: Train each row on subsets of these sizes, drawn by class and seed, for example 1000,5000,20000.
         steps: With --images: optimizer steps of each run, rounded up to whole epochs.
-        data: Data set instead of the recipe's; see `repmlp train --help`.
+        data: Data set, instead of the recipe's; see `repmlp train --help`.
         data_root: Folder that holds the data set.
         download: Download the data set into data_root if needed.
         epochs: Passes over the training images, instead of the recipe's.
         batch_size: Images per optimizer step, instead of the recipe's.
         cpu: Use the CPU even if there is a GPU.
-        table: Only rebuild the table from the finished runs, and list the others; trains nothing.
-        plan: Only list the runs that are left, with their estimated time from a few measured steps; writes nothing.
+        table: Only rebuild the table from the finished runs and list the others, without training.
+        plan: Only list the runs that are left, with their time as estimated from a few steps; nothing is written.
     """
 
     recipe: str

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-#: The most of what has a limit of its own; every other whole number is below 2^31.
+#: Largest values of settings that have their own limit; every other integer is below 2^31.
 LIMITS = {"workers": 1024, "threads": 1024, "port": 65535, "seed": 2**32 - 1, "seeds": 2**32 - 1}
 
 
 def check_numbers(settings: Any) -> None:
-    """Check each number of a command's settings, also those in lists.
+    """Check each number of a command's settings, including those in lists.
 
     Raises:
-        ValueError: naming the setting, what it is, and what it has to be.
+        ValueError: if one is not finite or too large, naming the setting, its value and the limit.
     """
     for field in fields(settings):
         most = LIMITS.get(field.name, 2**31 - 1)

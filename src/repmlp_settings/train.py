@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network; writes config.yaml, metrics.csv, model/, curves.png and report.html into the run folder.
+    """Train a network; write config.yaml, metrics.csv, model/, curves.png and report.html into the run folder.
 
-    Images in memory (see in_memory) are padded, cropped and flipped in whole batches. All others, and
-    those that need another augmentation, are prepared one by one, by `workers`. Each random choice
-    depends only on the seed and the position of the image in the run, not on the number of workers or
-    on whether the run was interrupted and resumed.
+    Images in memory (see in_memory) are padded, cropped and flipped in whole batches. Others, and those that need
+    another augmentation, are prepared one by one, by `workers`. Each random choice depends only on the seed and the
+    position of the image in the run, not on the number of workers or on interruptions.
 
     Args:
         output: Run folder to write.
@@ -19,16 +18,18 @@ class Train:
         model: Name of a network from this package or timm.
         model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
         locality: Kernel sizes of convs to train in parallel with a vision MLP's token-mixing FCs, for example 1,3.
-        weights: Weights to start from: a model folder, or a .safetensors or .pth file of ours, timm's or the authors'.
-        freeze: What to freeze: none; all-but-head; all-but-blocks (RepMLP blocks and the head are trained).
+        weights: Weights to start from: a run folder, a model folder, or a .safetensors or .pth file of this package,
+            timm or the authors.
+        freeze: What to freeze: none; all-but-head (train only the classifier); all-but-blocks (train only the RepMLP
+            blocks and the classifier).
         data: Data set: digits, torch/cifar10 (cifar100, mnist, fashion_mnist), folder:PATH, wds/PATH or hfds/NAME.
         data_root: Folder that holds the data set, for torch/... and hfds/... names.
         download: Let torchvision, or Hugging Face's datasets, download the data set into data_root.
-        bad_images: At an unreadable image file: stop, or skip it and report it.
+        bad_images: What to do with an unreadable image: stop, or skip and report it.
         in_memory: Keep the images as one tensor: auto (if all have one size and fit in 1 GiB), yes or no.
         img_size: Input size of the network, one number or height,width; by default the network's own size.
         fit: How to bring smaller images to that size: resize, or pad with the mean color.
-        augment: none; pad-crop (zero-pad, random crop) as for CIFAR; resized-crop as for photos.
+        augment: none; pad-crop (zero-pad, then crop at random) for images like CIFAR's; resized-crop for photos.
         crop_padding: Pixels of padding for pad-crop.
         hflip: Probability of a horizontal flip.
         auto_augment: AutoAugment, RandAugment or AugMix, by timm's name, for example rand-m9-mstd0.5-inc1.
@@ -38,14 +39,14 @@ class Train:
         val_fraction: Share of the training images used as validation images to choose the best epoch, if the data set
             has no validation split; 0 keeps the last epoch.
         val_draw: How to draw the validation images: by-class, or at-random as earlier versions did.
-        labels: With weights whose class names are known: match classes by-name or by-index.
+        labels: With weights whose class names are known: match the classes by-name or by-index.
         train_images: Train on only this many of the training images, drawn by class and seed; by default on all.
         epochs: Passes over the training images.
         batch_size: Images per optimizer step, over all processes.
         accumulation: Number of micro-batches that each batch is split into, to save memory.
         opt: Optimizer, by timm's name.
         lr: Highest learning rate; decays to 0 along a cosine.
-        layer_decay: Factor of the learning rate from each layer to the one before it, for fine-tuning; 1 for none.
+        layer_decay: For fine-tuning, the learning rate of each layer over that of the next one; 1 for no decay.
         momentum: Momentum of the optimizer.
         weight_decay: Weight decay; not applied to biases and batch norms.
         warmup_epochs: Epochs of linear warm-up.
@@ -53,16 +54,16 @@ class Train:
         clip: Clip gradients to this norm; 0 disables.
         label_smoothing: Label smoothing of the cross-entropy loss.
         ema: Decay per step of a moving average of the weights, which is then evaluated and kept; 0 for none.
-        qat: Quantization-aware training in the last epochs: the merged FC3 rounded to int8, batch norms frozen.
-        qat_fraction: Share of the epochs for --qat.
+        qat: Quantization-aware training in the last epochs: with the merged FC3 rounded to int8, batch norms frozen.
+        qat_fraction: Share of the epochs that --qat applies to.
         precision: Mixed precision: no, bf16 or fp16.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
         channels_last: Use the channels_last memory format for images and convs.
         compile: Compile the network with torch.compile.
         sync_bn: Compute batch statistics over all processes.
         workers: Processes that load images; 0 loads them in the main process.
-        state_every: Steps between saves of the state to resume from; it is also saved after each epoch.
-        trackers: Trackers of accelerate to report to, for example tensorboard or wandb.
+        state_every: Number of steps between saves of the state to resume from, which is also saved after each epoch.
+        trackers: Trackers to report to, of those that accelerate supports, for example tensorboard or wandb.
         seed: Seed of all random choices.
         cpu: Use the CPU even if there is a GPU.
         overwrite: Replace an existing run folder.
