@@ -34,7 +34,7 @@ def build_parser(only: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(
         prog="repmlp",
         version=f"repmlp {version('repmlp')}",
-        description="Train vision networks that run convolutions in parallel with their FC layers; deploy them without.",
+        description="Train vision networks that run convolutions in parallel with FC layers; deploy them without.",
     )
     parser.add_argument("--debug", action="store_true", help="Show the traceback of every error.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
