@@ -29,7 +29,7 @@ def describe_run(folder: Path) -> EquivalenceReport | None:
             deploy = reparameterize(model)
             report = verify(model, deploy)
         except ValueError as error:
-            say(f"the card of the model describes no deploy form: {error}")
+            say(f"the model card does not describe the deploy form: {error}")
     write(folder / "model", model_card(Subject(model, name_forms(model, deploy), report, find_origin(folder))))
     return report
 

@@ -27,7 +27,7 @@ def run(settings: Demo) -> int:
     say(("\n2. Convert", "bold"), ": merge every conv and batch norm into the FCs of its block")
     deploy = reparameterize(model)
 
-    say(("\n3. Verify", "bold"), " on test images that nothing changed")
+    say(("\n3. Verify", "bold"), " on test images that the outputs are the same")
     loader = build_test_loader(model, load_data("digits"), batch_size=128)
     images = torch.cat([x for x, _ in loader])
     report = verify(model, deploy, images)

@@ -26,7 +26,7 @@ def run(settings: Eval) -> int:
     )
     if turned := data.test.num_turned:
         images = "1 image was" if turned == 1 else f"{turned} images were"
-        say(f"{images} turned upright, as their EXIF orientation says; timm and torchvision do not do this")
+        say(f"{images} rotated according to the EXIF orientation, which timm and torchvision do not apply")
     return 0
 
 

@@ -42,5 +42,5 @@ def images_of(settings: Explore, run: Path | None) -> ImageData | None:
     try:
         return load_data(own.data, own.data_root, bad_images=own.bad_images, in_memory="no")
     except (FileNotFoundError, ImportError) as error:
-        say(f"without the data set of the run: {error}")
+        say(f"the page does not show the data set of the run: {error}")
         return None

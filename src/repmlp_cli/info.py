@@ -28,7 +28,7 @@ def run(settings: Info) -> int:
     left = batch_norms(forms["deploy form"]) if "deploy form" in forms else {}
     if left:
         places = ", ".join(f"{count} {place}" for place, count in left.items())
-        say(f"batch norms that no layer can absorb, and that stay in deploy form: {places}")
+        say(f"batch norms that stay in deploy form: {places}")
     return 0
 
 

@@ -38,6 +38,6 @@ def write_report(write: Callable[[], Path], again: str) -> None:
     try:
         say(f"wrote {write()}")
     except FileExistsError:
-        say(f"no report, to keep a file of the same name that is not one: move it elsewhere, then run {again}")
+        say(f"no report, since a file of that name is not a report: move it elsewhere, then run {again}")
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         say(f"no report ({error}); to try again, run {again}")

@@ -61,7 +61,7 @@ def test_eval_says_how_many_photos_it_turned(model, photos, capsys):
     exif[0x0112] = 3
     picture(0).save(photos / "val" / "dog" / "1.png", exif=exif)
     assert main(["eval", model, f"folder:{photos}"]) == 0
-    assert "1 image was turned upright" in capsys.readouterr().out
+    assert "1 image was rotated according to the EXIF orientation" in capsys.readouterr().out
     picture(0).save(photos / "val" / "dog" / "1.png")
     assert main(["eval", model, f"folder:{photos}"]) == 0
     assert "turned" not in capsys.readouterr().out

@@ -40,7 +40,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_the_run_is_kept(run, ca
     (run / "report.html").write_text("mine")
     report_after_training(run)
     shown = capsys.readouterr().out
-    assert shown.startswith("no report, to keep a file of the same name")
+    assert shown.startswith("no report, since a file of that name is not a report")
     assert shown.strip().endswith(f"repmlp report {run}")
     assert shown.count("\n") == 1
     assert (run / "report.html").read_text() == "mine"
