@@ -77,7 +77,7 @@ def compare(forms, images, loader, report) -> None:
         ["same predictions", "", f"{report.num_agree} of {report.num_images}"],
         ["max error of a logit", "", f"{error.maximum:.1e} (relative {error.relative:.1e})"],
         ["parameters", *(f"{count.params:,}" for count in counts)],
-        ["MACs per image", *(f"{count.macs:,}" for count in counts)],
+        ["multiply-adds per image", *(f"{count.macs:,}" for count in counts)],
         [
             f"ms per batch of {len(batch)}",
             *(

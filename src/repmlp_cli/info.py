@@ -22,7 +22,7 @@ def run(settings: Info) -> int:
     counts = {form: complexity(m) for form, m in forms.items()}
     rows = [[f"{name} layers", *(str(kinds[form].get(name, 0)) for form in forms)] for name in names]
     rows.append(["parameters", *(f"{c.params:,}" for c in counts.values())])
-    rows.append(["MACs per image", *(f"{c.macs:,}" for c in counts.values())])
+    rows.append(["multiply-adds per image", *(f"{c.macs:,}" for c in counts.values())])
     size = "x".join(str(n) for n in timm.models.get_model_input_config(model)["input_size"])
     table(f"{settings.model}, {size} images, {model.num_classes} classes", ["", *forms], rows)
     left = batch_norms(forms["deploy form"]) if "deploy form" in forms else {}
