@@ -223,6 +223,14 @@ def test_a_failed_export_leaves_the_earlier_file(networks, tmp_path, monkeypatch
     assert visible(tmp_path) == ["a.pt2", "a.pt2.check.npz", "a.pt2.check.py"]
 
 
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "openvino", "torch"])
+def test_the_same_network_gives_the_same_bytes(networks, files, tmp_path, format):
+    first = files["repmlp_cifar", format]
+    again = export(networks["repmlp_cifar"], tmp_path / first.name).file
+    for part in EXPORTERS[format].parts(first):
+        assert part.read_bytes() == (again.parent / part.name).read_bytes()
+
+
 def test_existing_files(networks, tmp_path):
     file = tmp_path / "a.pt2"
     file.write_text("mine")

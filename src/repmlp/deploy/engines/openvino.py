@@ -1,6 +1,7 @@
 """OpenVINO: an .xml file with its weights in a .bin file."""
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -55,6 +56,11 @@ def run(file, images):
             output.get_tensor().set_names({name})
         model.reshape([-1, *metadata["input_size"]])  # -1: any batch; the converter leaves H and W open too
         model.set_rt_info(json.dumps(metadata), [METADATA])
+        # Names come from a count of the process: another file for each export of one model.
+        model.set_friendly_name(metadata["architecture"] or "network")
+        for number, op in enumerate(model.get_ordered_ops()):
+            if re.fullmatch(r"\w+_\d+", op.get_friendly_name()):
+                op.set_friendly_name(f"{op.get_type_name()}_{number}")
         self.load_package("openvino").save_model(model, file, compress_to_fp16=False)
 
     def weight_bits(self, method: str, reduce_range: bool) -> int:
