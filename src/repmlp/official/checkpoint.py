@@ -15,6 +15,12 @@ from ..checkpoint import build_network, read_weights
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 #: Prefixes of every name: of DDP and EMA, of torch.compile, of Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+#: A name by which the authors' weights are recognized, and what they are of.
+NETWORKS = {
+    "conv_embedding.conv.weight": "a RepMLPNet (v2)",
+    "stage0.0.conv.weight": "a RepMLP-ResNet (v1)",
+    "fc3.weight": "a RepMLP block (v1)",
+}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -67,15 +73,7 @@ def unwrap(content: Any, path: str | Path = "checkpoint") -> dict[str, Tensor]:
 
 def identify_checkpoint(names: Mapping[str, Any]) -> str:
     """Describe the network and form of a state dict with the authors' names, judging by its keys."""
-    network = (
-        "a RepMLPNet (v2)"
-        if "conv_embedding.conv.weight" in names
-        else "a RepMLP-ResNet (v1)"
-        if "stage0.0.conv.weight" in names
-        else "a RepMLP block (v1)"
-        if "fc3.weight" in names
-        else None
-    )
+    network = next((network for name, network in NETWORKS.items() if name in names), None)
     if network is None:
         first = next(iter(names))
         return f"not the authors' weights (its first name is {first})"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..layers import ConvNorm, GlobalPerceptron, RepMLP, RepMLPv2
+from ..layers import GlobalPerceptron, RepMLP, RepMLPv2
 
 
 class Entry(NamedTuple):
@@ -21,14 +21,9 @@ class Entry(NamedTuple):
 
 
 def module_entries(module: nn.Module, official: str, ours: str) -> Iterator[Entry]:
-    """Entries of a plain layer (conv, linear, norm), whose tensors have the same names in both codes."""
+    """Entries of a layer or a conv-BN, whose tensors have the same names in both codes."""
     for name, tensor in module.state_dict().items():
         yield Entry(f"{official}.{name}", f"{ours}.{name}", tuple(tensor.shape))
-
-
-def conv_norm_entries(module: ConvNorm, official: str, ours: str) -> Iterator[Entry]:
-    """Entries of a conv-BN, named ``.conv`` and ``.bn`` in both codes."""
-    return module_entries(module, official, ours)
 
 
 def block_entries(block: RepMLP, official: str = "", ours: str = "") -> Iterator[Entry]:
@@ -72,4 +67,4 @@ def _partition_entries(block: RepMLP | RepMLPv2, official: str, ours: str) -> It
             kh, kw = branch.conv.kernel_size
             if kh != kw:
                 raise ValueError(f"the authors' code has no name for a {kh}x{kw} kernel: square kernels only")
-            yield from conv_norm_entries(branch, f"{official}repconv{kh}", f"{ours}local_perceptron.branches.{key}")
+            yield from module_entries(branch, f"{official}repconv{kh}", f"{ours}local_perceptron.branches.{key}")

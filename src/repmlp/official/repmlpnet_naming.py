@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..conversion import reparameterize
 from ..layers import ConvNorm
 from ..models.repmlpnet import FFN, RepMLPNet
-from .naming import Entry, block_v2_entries, conv_norm_entries, module_entries
+from .naming import Entry, block_v2_entries, module_entries
 
 
 def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:
@@ -22,14 +22,14 @@ def repmlpnet_entries(model: RepMLPNet) -> Iterator[Entry]:
     stage: Any
     for i, stage in enumerate(model.stages):
         embedding, _relu, *units = stage
-        yield from conv_norm_entries(embedding, f"embeds.{i - 1}" if i else "conv_embedding", f"stages.{i}.0")
+        yield from module_entries(embedding, f"embeds.{i - 1}" if i else "conv_embedding", f"stages.{i}.0")
         for j, unit in enumerate(units):
             official, ours = f"stages.{i}.{j}", f"stages.{i}.{j + 2}"
             yield from module_entries(unit.norm, f"{official}.prebn1", f"{ours}.norm")
             yield from block_v2_entries(unit.block, f"{official}.repmlp_block", f"{ours}.block")
             yield from module_entries(unit.ffn.norm, f"{official}.prebn2", f"{ours}.ffn.norm")
-            yield from conv_norm_entries(unit.ffn.fc1, f"{official}.ffn_block.ffn_fc1", f"{ours}.ffn.fc1")
-            yield from conv_norm_entries(unit.ffn.fc2, f"{official}.ffn_block.ffn_fc2", f"{ours}.ffn.fc2")
+            yield from module_entries(unit.ffn.fc1, f"{official}.ffn_block.ffn_fc1", f"{ours}.ffn.fc1")
+            yield from module_entries(unit.ffn.fc2, f"{official}.ffn_block.ffn_fc2", f"{ours}.ffn.fc2")
     yield from module_entries(model.norm, "head_norm", "norm")
     yield from module_entries(model.head.fc, "head", "head.fc")
 

@@ -16,15 +16,18 @@ from torch import nn
 
 from ..models._resnet_blocks import FoldableBottleneck, RepMLPBottleneck, RepMLPLightBlock
 from ..models.repmlp_resnet import RepMLPResNet
-from .naming import Entry, block_entries, conv_norm_entries, module_entries
+from .naming import Entry, block_entries, module_entries
 
-_BOTTLENECK_CONVS = {"btnk_conv1": "conv1", "btnk_conv2": "conv2", "btnk_conv4": "conv3", "btnk_conv5": "conv4"}
-_LIGHT_CONVS = {"light_conv1": "conv1", "light_conv3": "conv2"}
+#: The authors' prefix of a block's names, and their numbers of our conv1, conv2, ...
+_BLOCKS: dict[type[nn.Module], tuple[str, tuple[int, ...]]] = {
+    RepMLPBottleneck: ("btnk", (1, 2, 4, 5)),
+    RepMLPLightBlock: ("light", (1, 3)),
+}
 
 
 def resnet_entries(model: RepMLPResNet) -> Iterator[Entry]:
     """Entries of a whole network in its current form."""
-    yield from conv_norm_entries(model.conv1, "stage0.0", "conv1")
+    yield from module_entries(model.conv1, "stage0.0", "conv1")
     layers: Any = (model.layer1, model.layer2, model.layer3, model.layer4)
     for k, layer in enumerate(layers, start=1):
         for j, block in enumerate(layer):
@@ -32,17 +35,15 @@ def resnet_entries(model: RepMLPResNet) -> Iterator[Entry]:
     yield from module_entries(model.fc, "linear", "fc")
 
 
-def _block_entries(block: nn.Module, official: str, ours: str) -> Iterator[Entry]:
+def _block_entries(block: Any, official: str, ours: str) -> Iterator[Entry]:
     if isinstance(block, FoldableBottleneck):
         yield from _bottleneck_entries(block, official, ours)
-    elif isinstance(block, RepMLPBottleneck):
-        for theirs, name in _BOTTLENECK_CONVS.items():
-            yield from conv_norm_entries(getattr(block, name), f"{official}.{theirs}", f"{ours}.{name}")
-        yield from block_entries(block.repmlp, f"{official}.btnk_repmlp", f"{ours}.repmlp")
-    elif isinstance(block, RepMLPLightBlock):
-        for theirs, name in _LIGHT_CONVS.items():
-            yield from conv_norm_entries(getattr(block, name), f"{official}.{theirs}", f"{ours}.{name}")
-        yield from block_entries(block.repmlp, f"{official}.light_repmlp", f"{ours}.repmlp")
+    for cls, (prefix, numbers) in _BLOCKS.items():
+        if isinstance(block, cls):
+            for own, theirs in enumerate(numbers, 1):
+                conv = getattr(block, f"conv{own}")
+                yield from module_entries(conv, f"{official}.{prefix}_conv{theirs}", f"{ours}.conv{own}")
+            yield from block_entries(block.repmlp, f"{official}.{prefix}_repmlp", f"{ours}.repmlp")
 
 
 def _bottleneck_entries(block: FoldableBottleneck, official: str, ours: str) -> Iterator[Entry]:
