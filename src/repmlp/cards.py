@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from .conversion.report import HEADER
 from .counting import batch_norms, complexity
 from .files import README, atomic_file, is_sealed, seal
 from .locality import injected_locality
+from .messages import markdown_table
 from .model_config import label_names_of
 from .training import read_settings
+from .training.config import changed_settings
 
 TRAINING, DEPLOY = "training form", "deploy form"
 #: Settings that mean something on one machine only.
@@ -126,13 +128,6 @@ def escape(text: str, most: int = 60) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown; all but the first column are numbers."""
-    header = list(header)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _timm_can_build(model: Any) -> bool:
     """Whether timm alone builds a network in this form: one of ours, or any as timm makes it."""
     form = describe_form(model)
@@ -186,14 +181,14 @@ def _facts(subject: Subject) -> list[str]:
     with suppress(RuntimeError, NotImplementedError, TypeError):  # one that cannot run on the meta device
         rows.append(["multiply-adds per image", *(f"{complexity(form).macs:,}" for form in forms.values())])
     rows.append(["batch norms", *(str(sum(batch_norms(form).values())) for form in forms.values())])
-    parts = ["## Figures", table(["", *forms], rows)]
+    parts = ["## Figures", markdown_table(["", *forms], rows)]
     if origin.test:
         form = ", in training form" if {TRAINING, DEPLOY} & forms.keys() else ""
         top1 = f"{origin.test['accuracy']:.2%} of {origin.test['images']}"
         parts.append(f"Top-1 on the test images, at the end of training{form}: {top1}.")
     if report is not None:
         verdict = f"`repmlp.verify`: {report.verdict().rstrip('.')}."
-        parts += ["## Are both forms equal?", verdict, table(HEADER, report.rows())]
+        parts += ["## Are both forms equal?", verdict, markdown_table(HEADER, report.rows())]
     if origin.settings:
         settings = yaml.safe_dump(_settings(origin.settings), sort_keys=False, allow_unicode=True)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
@@ -203,13 +198,10 @@ def _facts(subject: Subject) -> list[str]:
 
 def _settings(settings: Train) -> dict[str, Any]:
     """The settings that are not the default, without paths."""
-    values = {"model": settings.model, "data": _data_name(settings.data)[0]}
-    for entry in fields(Train):
-        value = getattr(settings, entry.name)
-        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-        if value != default and entry.name not in (*values, *LEFT_OUT):
-            values[entry.name] = value
-    return {**values, **({"weights": Path(settings.weights).name} if settings.weights else {})}
+    first = {"model": settings.model, "data": _data_name(settings.data)[0]}
+    weights = {"weights": Path(settings.weights).name} if settings.weights else {}
+    values = first | changed_settings(settings) | first | weights
+    return {name: value for name, value in values.items() if name not in LEFT_OUT}
 
 
 def _data_name(data: str) -> tuple[str, bool]:

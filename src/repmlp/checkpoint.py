@@ -1,6 +1,5 @@
 """Model folders: timm's own format, ``config.json`` and ``model.safetensors``. Self-describing, no pickle."""
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from .conversion import deploy_arguments, timm_model
 from .conversion.forms import describe_form, rebuild_form_
 from .files import atomic_folder, claim_to_write, ensure_folder
 from .locality import inject_locality, injected_locality
+from .messages import did_you_mean
 from .model_config import FORMAT, check_label_names, check_network, label_names_of, read_config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -193,12 +193,9 @@ def check_architecture(name: str) -> None:
     if not timm.is_model(name):
         names = timm.list_models()
         ours = [known for known in names if timm.model_entrypoint(known).__module__.startswith("repmlp.")]
-        near = difflib.get_close_matches(name, names, n=3)
         raise ValueError(
-            f"unknown model {name!r}"
-            + (f", did you mean {' or '.join(near)}?" if near else "")
-            + f" This package has {', '.join(ours)}."
-            + " Any other model of timm works too (timm.list_models() lists them)."
+            f"unknown model {name!r}{did_you_mean(name, names)} This package has {', '.join(ours)}. "
+            f"Any other model of timm works too (timm.list_models() lists them)."
         )
 
 

@@ -1,6 +1,5 @@
 """A local prior for any vision MLP: convs in parallel with its token-mixing FCs, during training only."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import nn
 
 from .layers.token_mixing import TokenMixing, attach_local_perceptron_, build_local_perceptron
+from .messages import did_you_mean
 
 #: The token-mixing FCs of timm's blocks. (Blocks of other classes are ignored, even with the same attribute names.)
 TOKEN_MIXING_FCS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -109,11 +109,8 @@ def injected_locality(model: nn.Module) -> list[dict[str, Any]]:
 def _layer(model: nn.Module, name: str) -> nn.Module:
     names = dict(model.named_modules(remove_duplicate=False))
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        raise ValueError(
-            f"this {type(model).__name__} has no layer {name!r}"
-            + (f", did you mean {' or '.join(near)}?" if near else ": model.named_modules() lists its layers")
-        )
+        advice = did_you_mean(name, names) or ": model.named_modules() lists its layers"
+        raise ValueError(f"this {type(model).__name__} has no layer {name!r}{advice}")
     return names[name]
 
 

@@ -1,6 +1,7 @@
-"""Parts of error messages."""
+"""Parts of messages: lists, values, suggestions, tables."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -13,3 +14,15 @@ def shown(value: object) -> str:
     """A value's ``repr``, cut off after 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that follows an unknown name; empty if no known one is like it."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; all but the first column are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from repmlp import load_model
-from repmlp.cards import table as markdown_table
 from repmlp.conversion.equivalence import example_inputs
 from repmlp.deploy import export
 from repmlp.deploy.check_files import outputs_of
 from repmlp.deploy.engines import EXPORTERS, output_names
 from repmlp.deploy.exporting import check_target
+from repmlp.messages import markdown_table
 from repmlp_settings import Export
 
 from .card import describe_file, name_forms

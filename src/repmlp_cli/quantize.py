@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from repmlp import load_model
-from repmlp.cards import table as markdown_table
 from repmlp.deploy import Quantized, calibration_images, quantize
 from repmlp.deploy.engines import QUANTIZERS
 from repmlp.deploy.quantization import check_target
+from repmlp.messages import markdown_table
 from repmlp_settings import Quantize
 
 from .card import describe_file, name_forms

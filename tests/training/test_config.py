@@ -64,7 +64,7 @@ BOMB = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for 
         ("- lr", "holds a list, not the settings of a run by name"),
         ("", "holds nothing, not the settings"),
         ("learning_rate: 1", "holds 'learning_rate', which is not a setting of a run"),
-        ("epoch: 1", "holds 'epoch', which is not a setting of a run: did you mean epochs?"),
+        ("epoch: 1", "holds 'epoch', which is not a setting of a run, did you mean epochs?"),
         ("epochs: many", "epochs is a text, 'many', but has to be int"),
         ("epochs: true", "epochs is true or false, True, but has to be int"),
         ("model_args: 3", "model_args is a int, 3, but has to be dict"),

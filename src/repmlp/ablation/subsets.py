@@ -9,8 +9,9 @@ from typing import Any
 from repmlp_settings import Train
 
 from ..files import atomic_write
+from ..messages import markdown_table
 from .results import Line
-from .summary import Summary, markdown_table, spread_text
+from .summary import Summary, spread_text
 
 
 def recipe_for_images(recipe: Train, images: int, steps: int) -> Train:
@@ -76,20 +77,14 @@ class ImagesStudy:
     def write(self, folder: Path) -> None:
         """Write images.md and images.json, replacing existing ones."""
         missing = [f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []
-        text = "\n".join(
-            [
-                f"# Accuracy against the number of training images, {self.steps} steps each",
-                "",
-                *markdown_table(self.header, self.rows()),
-                "",
-                "Mean ± sample standard deviation over n seeds. Images are drawn by class and seed.",
-                *missing,
-                "",
-                "![Accuracy of each row against the number of training images](images.png)",
-                "",
-            ]
-        )
-        atomic_write(folder / "images.md", text)
+        notes = ["Mean ± sample standard deviation over n seeds. Images are drawn by class and seed.", *missing]
+        parts = [
+            f"# Accuracy against the number of training images, {self.steps} steps each",
+            markdown_table(self.header, self.rows()),
+            "\n".join(notes),
+            "![Accuracy of each row against the number of training images](images.png)",
+        ]
+        atomic_write(folder / "images.md", "\n\n".join(parts) + "\n")
         atomic_write(folder / "images.json", json.dumps(self.to_dict(), indent=1) + "\n")
 
 

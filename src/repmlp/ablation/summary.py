@@ -11,6 +11,8 @@ from typing import Any
 from repmlp_settings import Train
 
 from ..files import atomic_write, claim
+from ..messages import markdown_table
+from ..training.config import changed_settings
 from .jobs import NOT_COMPARED, Job, device_of, machine_with, with_found
 from .results import Line, Result, Spread, measure, to_lines
 from .rows import ROWS
@@ -80,6 +82,15 @@ class Summary:
             for i, line in enumerate(self.lines)
         ]
 
+    def every_run(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of a table of the test accuracy of every run, %."""
+        seeds = sorted({result.seed for result in self.results})
+        rows = [
+            [line.title, *(f"{line.accuracies[seed]:.2f}" if seed in line.accuracies else "" for seed in seeds)]
+            for line in self.lines
+        ]
+        return ["", *(f"seed {seed}" for seed in seeds)], rows
+
     def remarks(self) -> list[str]:
         """Notes that the table needs to be read correctly."""
         trained_on = " and on ".join(sorted({_machine(result.machine) for result in self.results}))
@@ -105,38 +116,22 @@ class Summary:
 
     def to_markdown(self) -> str:
         """The table with its notes, every run's accuracy, and the settings."""
-        seeds = sorted({result.seed for result in self.results})
-        every = [
-            [line.title, *(f"{line.accuracies[seed]:.2f}" if seed in line.accuracies else "" for seed in seeds)]
-            for line in self.lines
-        ]
-        usual = asdict(Train(output=""))
-        settings = [f"{name}: {value}" for name, value in _shared(self.recipe).items() if value != usual[name]]
+        changed = changed_settings(self.recipe)
+        settings = [f"{name}: {value}" for name, value in _shared(self.recipe).items() if name in changed]
         versions = ", ".join(f"{name} {self.about[name]}" for name in ("repmlp", "torch", "timm", "python"))
-        return "\n".join(
-            [
-                f"# {self.title}",
-                "",
-                f"All figures are of the {self.caption}.",
-                "",
-                *markdown_table([" ".join(name.split()) for name in self.header], self.rows()),
-                "",
-                *(f"- {remark}" for remark in self.remarks()),
-                "",
-                "![Accuracy of each row and seed, and the training loss over the epochs](ablation.png)",
-                "",
-                "## Test accuracy of every run, %",
-                "",
-                *markdown_table(["", *(f"seed {seed}" for seed in seeds)], every),
-                "",
-                "## Settings",
-                "",
-                f"`{'; '.join(settings)}`",
-                "",
-                f"{self.about['date']}, {versions}.",
-                "",
-            ]
-        )
+        parts = [
+            f"# {self.title}",
+            f"All figures are of the {self.caption}.",
+            markdown_table([" ".join(name.split()) for name in self.header], self.rows()),
+            "\n".join(f"- {remark}" for remark in self.remarks()),
+            "![Accuracy of each row and seed, and the training loss over the epochs](ablation.png)",
+            "## Test accuracy of every run, %",
+            markdown_table(*self.every_run()),
+            "## Settings",
+            f"`{'; '.join(settings)}`",
+            f"{self.about['date']}, {versions}.",
+        ]
+        return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:
         """Write ablation.md and ablation.json, replacing existing ones."""
@@ -195,8 +190,3 @@ def spread_text(spread: Spread | None, form: str) -> str:
     if spread is None:
         return ""
     return f"{spread.mean:{form}}" + (f"±{spread.std:{form.removeprefix('+')}}" if spread.std is not None else "")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

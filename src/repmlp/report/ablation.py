@@ -22,18 +22,13 @@ def write_ablation_report(summary: Summary, folder: str | Path, overwrite: bool 
     folder = Path(folder)
     file = folder / document.NAME
     document.ensure_can_write_report(file, folder, overwrite)
-    seeds = sorted({result.seed for result in summary.results})
-    runs = [
-        [line.title, *(f"{line.accuracies[s]:.2f}" if s in line.accuracies else "" for s in seeds)]
-        for line in summary.lines
-    ]
     pictures = [
         Picture((folder / name).read_bytes(), alt, alt) for name, alt in PICTURES.items() if (folder / name).is_file()
     ]
     sections = [
         Section("Results", [Table(summary.caption, summary.header, summary.rows()), *summary.remarks()]),
         *([Section("Pictures", pictures)] if pictures else []),
-        Section("Every run", [Table("Test accuracy, %", ["", *(f"seed {seed}" for seed in seeds)], runs)]),
+        Section("Every run", [Table("Test accuracy, %", *summary.every_run())]),
         document.settings_section(summary.recipe, [*NOT_COMPARED, "seed"]),
         document.machine_section(summary.about, "The machine that measured the inference times"),
     ]

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from repmlp_settings import Train
 
 from ..files import atomic_file, ensure_can_write
+from ..training.config import changed_settings
 
 NAME = "report.html"
 #: In the head of every report, and of no other file.
@@ -111,16 +112,15 @@ def draw(plot: Callable[[Path], object]) -> bytes:
 
 def settings_section(settings: Train, without: Sequence[str] = ()) -> Section:
     """All settings of a run; those that have their default are folded."""
-    defaults: dict[str, Any] = asdict(Train(output=""))
-    names = [field.name for field in fields(Train) if field.name not in without]
-    rows = {name: (name, str(getattr(settings, name))) for name in names}
-    changed = [row for name, row in rows.items() if getattr(settings, name) != defaults[name]]
-    usual = [row for row in rows.values() if row not in changed]
+    changed = changed_settings(settings)
+    rows = [(name, str(value)) for name, value in asdict(settings).items() if name not in without]
+    chosen = [row for row in rows if row[0] in changed]
+    usual = [row for row in rows if row not in chosen]
     header = ("setting", "value")
     return Section(
         "Settings",
         [
-            Table("Chosen for this run", header, changed, numbers=False),
+            Table("Chosen for this run", header, chosen, numbers=False),
             Table(f"Left at their defaults ({len(usual)})", header, usual, numbers=False, folded=True),
         ],
     )

@@ -1,6 +1,5 @@
 """config.yaml: the settings of a run, written when it starts and read to resume it."""
 
-import difflib
 import os
 import re
 import reprlib
@@ -15,6 +14,7 @@ import yaml
 from repmlp_settings import Train
 
 from ..data.sets import PATHS, SMALL, SOURCES
+from ..messages import did_you_mean
 
 #: A newer format is refused. The first line of the file has it, as a comment: all else in the file are settings.
 FORMAT = 1
@@ -44,6 +44,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def changed_settings(settings: Train) -> dict[str, Any]:
+    """The settings that are not at their defaults, by name."""
+    defaults = asdict(Train(output=""))
+    return {name: value for name, value in asdict(settings).items() if value != defaults[name]}
+
+
 def write_settings(path: Path, settings: Train) -> None:
     path.write_text(f"{_HEADER}{FORMAT}\n{yaml.safe_dump(asdict(settings), sort_keys=False)}", encoding="utf-8")
 
@@ -70,11 +76,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds {_kind(values)}, not the settings of a run by name")
     hints = get_type_hints(Train)
     if unknown := [key for key in values if key not in hints]:
-        near = difflib.get_close_matches(str(unknown[0]), hints, n=1)
-        raise ValueError(
-            f"{path} holds {unknown[0]!r}, which is not a setting of a run"
-            + (f": did you mean {near[0]}?" if near else ": remove it")
-        )
+        advice = did_you_mean(str(unknown[0]), hints) or ": remove it"
+        raise ValueError(f"{path} holds {unknown[0]!r}, which is not a setting of a run{advice}")
     values.setdefault("output", str(path.parent))
     for key, value in values.items():
         if not _is_a(value, hints[key]):
