@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from repmlp_settings import Train
 
@@ -127,11 +126,7 @@ class Job:
         )
         images = build_test_loader(model, data, settings.batch_size, settings.workers)
         forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
-
-        def on_device(network: nn.Module) -> Callable[[Tensor], Tensor]:
-            return lambda x: network(x.to(device))
-
-        totals, _ = classify([on_device(network) for network in forms.values()], images)
+        totals, _ = classify(list(forms.values()), images, device)
         correct = {form: own.correct for form, own in zip(forms, totals, strict=True)}
         values = {"images": totals[0].images, "correct": correct, "machine": machine_with(device)}
         atomic_write(self.converted, json.dumps(values))

@@ -66,14 +66,13 @@ def predict(
             yield x, own
 
     def first(x: Tensor) -> Tensor:
-        logits = forms[0](x.to(device))
+        logits = forms[0](x)
         confidence, predicted = logits.float().softmax(1).max(1)
         losses = F.cross_entropy(logits.float(), labels[-1].to(device), reduction="none")
         kept.append(tuple(t.cpu() for t in (predicted, confidence, losses)))
         return logits
 
-    others = [lambda x, form=form: form(x.to(device)) for form in forms[1:]]
-    totals, agree = classify([first, *others], remember_labels())
+    totals, agree = classify([first, *forms[1:]], remember_labels(), device)
     scores = [own.mean() for own in totals]
     predicted, confidence, losses = (torch.cat(column) for column in zip(*kept, strict=True))
     few = torch.cat(images)[: Predictions.FEW]

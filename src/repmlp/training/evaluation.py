@@ -65,19 +65,23 @@ class Totals:
 
 @torch.no_grad()
 def classify(
-    networks: Sequence[Callable[[Tensor], Tensor]], batches: Iterable[tuple[Tensor, Tensor]]
+    networks: Sequence[Callable[[Tensor], Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
 ) -> tuple[list[Totals], int]:
     """Classify every image once with each network, in one pass over the batches.
 
     Args:
-        networks: images (B, C, H, W) to logits (B, classes); they see to mode, device and precision.
+        networks: images (B, C, H, W) to logits (B, classes); they see to mode and precision.
         batches: images and labels (B).
+        device: that the networks take images on.
 
     Returns:
         The totals of each network, and on how many images all of them predict the same class.
     """
     totals, agree = [Totals()] * len(networks), 0
     for x, labels in batches:
+        x = x.to(device)
         logits = [network(x) for network in networks]
         labels = labels.to(logits[0].device).long()
         for i, own in enumerate(logits):
@@ -94,24 +98,18 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], acceler
         ValueError: if there are no images.
     """
     model.eval()
-
-    def network(x: Tensor) -> Tensor:
-        with accelerator.autocast():
-            return model(x.to(accelerator.device))
-
-    (totals,), _ = classify([network], batches)
+    with accelerator.autocast():
+        (totals,), _ = classify([model], batches, accelerator.device)
     return totals.over_processes(accelerator).mean()
 
 
 def sum_over_processes(accelerator: Accelerator, *values: float) -> list[float]:
     """The sum of each value over all processes, in float64; every process gets them."""
-    if accelerator.num_processes == 1:  # not every device has float64
-        return list(values)
-    return accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device)).tolist()
+    return [sum(of_each) for of_each in zip(*gather_over_processes(accelerator, values), strict=True)]
 
 
 def gather_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[list[float]]:
     """The values of each process, in float64; every process gets them."""
-    if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:  # not every device has float64
         return [list(values)]
     return accelerator.gather(torch.tensor([values], dtype=torch.float64, device=accelerator.device)).tolist()
