@@ -282,12 +282,10 @@ class PartitionPerceptron(nn.Module):
         if self.deploy and local is None:
             assert self.fc3.bias is not None
             return self.fc3.weight, self.fc3.bias
-        scale, shift = self._affine()
+        scale, shift, kernel = self._affine_and_conv(local)
         weight = to_double(self.fc3.weight) * scale.view(self.groups, -1, 1)
-        if local is not None:
-            kernel, bias = local.equivalent_conv()
-            weight = weight + conv_to_linear(to_double(kernel), self.partition_size, self.groups)
-            shift = shift + self._per_pixel(to_double(bias))
+        if kernel is not None:
+            weight = weight + conv_to_linear(kernel, self.partition_size, self.groups)
         return weight.to(self.fc3.weight.dtype), shift.to(self.fc3.weight.dtype)
 
     @torch.no_grad()
@@ -298,12 +296,7 @@ class PartitionPerceptron(nn.Module):
         """
         if self.deploy and local is None:
             return
-        scale, shift = self._affine()
-        kernel = None
-        if local is not None:
-            kernel, bias = local.equivalent_conv()
-            kernel = to_double(kernel)  # (O, C/g, kh, kw)
-            shift = shift + self._per_pixel(to_double(bias))
+        scale, shift, kernel = self._affine_and_conv(local)
         O, (h, w) = self.out_channels, self.partition_size
         weight = self.fc3.weight.view(O, h, w, -1)  # (O, y, x, C/g*h*w)
         scale = scale.view(O, h, w, 1)
@@ -317,13 +310,22 @@ class PartitionPerceptron(nn.Module):
         self.bn = nn.Identity()
         self.deploy = True
 
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """What scales and shifts the outputs of FC3, (O*h*w) each: the BN; in deploy form only its bias."""
+    def _affine_and_conv(self, local: LocalPerceptron | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What scales and shifts the outputs of FC3, (O*h*w) each, and the kernel (O, C/g, kh, kw) that adds to them.
+
+        The scale is that of the BN; the shift also has the biases of FC3 and of the conv.
+        """
         if self.deploy:
             assert self.fc3.bias is not None
-            return torch.ones_like(self.fc3.bias), self.fc3.bias
-        scale, shift = self._bn_affine()
-        return scale, shift if self.fc3.bias is None else shift + scale * to_double(self.fc3.bias)
+            scale, shift = torch.ones_like(self.fc3.bias), to_double(self.fc3.bias)
+        else:
+            scale, shift = self._bn_affine()
+            if self.fc3.bias is not None:
+                shift = shift + scale * to_double(self.fc3.bias)
+        if local is None:
+            return scale, shift, None
+        kernel, bias = (to_double(t) for t in local.equivalent_conv())
+        return scale, shift + self._per_pixel(bias), kernel
 
     def _bn_affine(self) -> tuple[Tensor, Tensor]:
         """The affine map of the BN, (O*h*w) each."""
