@@ -13,16 +13,12 @@ class Difference:
     """What differs in a module itself, not in its children.
 
     Attributes:
-        module: its name in the first model.
         tensors: names of tensors that differ or that one model lacks.
         structure: whether its class or its set of tensors differs, or a child with weights is in one model only.
-        code: whether anything but weights differs: class, attributes, hooks, children without weights.
     """
 
-    module: str
     tensors: tuple[str, ...]
     structure: bool
-    code: bool
 
     @property
     def weights(self) -> bool:
@@ -69,11 +65,12 @@ def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[s
         alone = [child for child in (*a.children(), *b.children()) if id(child) not in paired]
         parts = (part for child in alone for part in child.modules() if id(part) not in paired)
         structure = bool(missing) or any(own_tensors(part) for part in parts)
+        # The code: class, attributes, hooks, children without weights.
         code = bool(alone) or type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
         code = code or not _same_plain_tensors(a, b)
         tensors = tuple(f"{name}.{key}".removeprefix(".") for key in sorted(missing | different))
         if tensors or structure or code:
-            found[name] = Difference(name, tensors, structure, code)
+            found[name] = Difference(tensors, structure)
     return found
 
 

@@ -66,20 +66,6 @@ def in_eval_mode(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_forwards(model: nn.Module) -> None:
-    """Raise ValueError if a module has a ``forward`` of its own that is not bound to it.
-
-    A copy of such a model runs the original's function, with the original's weights.
-    """
-    for name, module in model.named_modules():
-        forward = vars(module).get("forward")
-        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
-            raise ValueError(
-                f"{name or 'the model'} ({type(module).__name__}) has had its forward replaced by a function that is "
-                f"not bound to it, so a copy would still run the original: define a subclass with that forward instead"
-            )
-
-
 def ensure_copyable(model: nn.Module) -> None:
     """Raise ValueError if a copy would run the original, or a module is a wrapper: DDP, torch.compile, an average."""
     for name, module in model.named_modules():
@@ -92,7 +78,12 @@ def ensure_copyable(model: nn.Module) -> None:
             raise ValueError(f"{where} has weights without a shape: call the model once, and pass it then")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
-    check_forwards(model)
+        forward = vars(module).get("forward")
+        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
+            raise ValueError(
+                f"{where} has had its forward replaced by a function that is not bound to it, so a copy would still "
+                f"run the original: define a subclass with that forward instead"
+            )
 
 
 @torch.no_grad()
