@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -50,18 +51,11 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
 
 def batch_norms(model: nn.Module) -> dict[str, int]:
     """Number of batch norms by name, with numbers replaced by stars: ``{"stages.*.*.norm": 12}``."""
-    counts: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            pattern = re.sub(r"\b\d+\b", "*", name)
-            counts[pattern] = counts.get(pattern, 0) + 1
-    return counts
+    norms = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return Counter(re.sub(r"\b\d+\b", "*", name) for name in norms)
 
 
 def layer_kinds(model: nn.Module) -> dict[str, int]:
     """Number of layers with parameters, by class: ``{"Conv2d": 7, "Linear": 9, ...}``."""
-    kinds: dict[str, int] = {}
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + 1
-    return kinds
+    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return Counter(type(layer).__name__ for layer in layers)

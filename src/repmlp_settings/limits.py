@@ -1,7 +1,6 @@
 """Numbers that no command takes: not finite, or so large that memory or processes run out."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -17,14 +16,9 @@ def check_numbers(settings: Any) -> None:
     """
     for field in fields(settings):
         most = LIMITS.get(field.name, 2**31 - 1)
-        for value in _numbers(getattr(settings, field.name)):
+        own = getattr(settings, field.name)
+        for value in own if isinstance(own, list) else [own]:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}, but has to be a finite number")
             if isinstance(value, int) and abs(value) > most:
                 raise ValueError(f"{field.name} is {value}, but has to be at most {most}")
-
-
-def _numbers(value: Any) -> Iterator[int | float]:
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, int | float):
-            yield one
