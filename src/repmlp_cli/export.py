@@ -16,7 +16,7 @@ from repmlp_settings import Export
 from .card import describe_file, name_forms
 from .console import say, show_progress
 from .convert import beside, converted
-from .data import check_memory, load_test_images
+from .verify import test_images
 
 
 def run(settings: Export) -> int:
@@ -26,11 +26,7 @@ def run(settings: Export) -> int:
         raise ValueError(f"--images is {settings.images}: compare on one image or more")
     check_target(file, settings.format, settings.opset, settings.overwrite)
     model = load_model(settings.model)
-    images = None
-    if settings.data:
-        data, loader = load_test_images(model, settings, settings.images)
-        check_memory(model, min(settings.images, len(data.test)))
-        images = next(iter(loader))[0]
+    images = test_images(model, settings.images, settings) if settings.data else None
     both = (model, None) if settings.no_convert else converted(model)
     if both is None:
         return 1

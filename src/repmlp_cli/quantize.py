@@ -48,7 +48,7 @@ def run(settings: Quantize) -> int:
             overwrite=settings.overwrite,
             on_progress=on_progress,
         )
-    report(done, settings)
+    table(f"{summary(done)}; {settings.data or 'no data'}", HEADER, rows_of(done, settings))
     calibrated = "" if calibration is None else f", calibrated on {len(calibration)} images"
     describe_file(
         file,
@@ -60,10 +60,6 @@ def run(settings: Quantize) -> int:
     say(f"wrote {file}; next: repmlp eval {file} {settings.data or 'DATA'}")
     say(f"to check it on another machine: python {file.name}.check.py")
     return 0
-
-
-def report(done: Quantized, settings: Quantize) -> None:
-    table(f"{summary(done)}; {settings.data or 'no data'}", HEADER, rows_of(done, settings))
 
 
 def summary(done: Quantized) -> str:

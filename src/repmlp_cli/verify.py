@@ -11,7 +11,7 @@ from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
 from repmlp.files import atomic_write, ensure_can_write
 from repmlp.training import read_settings
-from repmlp_settings import Train, Verify
+from repmlp_settings import Export, Train, Verify
 
 from .console import print_report, say
 from .data import check_memory, load_test_images
@@ -59,7 +59,7 @@ def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
     return torch.cat([own, random])
 
 
-def test_images(model: nn.Module, images: int, settings: Verify | Train) -> Tensor:
+def test_images(model: nn.Module, images: int, settings: Export | Train | Verify) -> Tensor:
     """The first test images of a data set, preprocessed for the model."""
     data, loader = load_test_images(model, settings, batch_size=1)
     check_memory(model, min(images, len(data.test)))
