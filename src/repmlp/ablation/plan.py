@@ -13,7 +13,7 @@ from repmlp_settings import Train
 from ..counting import Complexity, complexity
 from ..data import ImageData, count_batches, load_data
 from ..deploy import Timing, time_interleaved
-from ..training.batches import data_config_of
+from ..training.batches import data_config_of, split_train
 from ..training.setup import build_accelerator, build_components, build_model
 from ..training.step import train_step
 from .jobs import Job
@@ -60,9 +60,7 @@ def measure_costs(jobs: Sequence[Job], rounds: int = 5, warmup: int = 2) -> dict
     data = load_data(
         settings.data, settings.data_root, settings.download, settings.bad_images, in_memory=settings.in_memory
     )
-    to_train, validation = data.train_and_val(
-        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
-    )
+    to_train, validation = split_train(settings, data)
     batch_size = min(settings.batch_size, len(to_train))
     steps = count_batches(len(to_train), batch_size, train=True)
     looks = count_batches(len(validation[1]) if validation else 0, batch_size, train=False)

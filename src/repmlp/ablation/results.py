@@ -1,6 +1,5 @@
 """Results of the finished runs of an ablation: one line per row, with measurements of the networks."""
 
-import csv
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from ..checkpoint import load_model
 from ..conversion import reparameterize
 from ..counting import Complexity, complexity
 from ..deploy import Timing, time_interleaved
+from ..training.records import read_rows
 from .jobs import DEPLOY, TRAINING, Job, device_of
 from .rows import NOT_CONVERTED, PURE_MLP, ROWS, Row
 
@@ -62,15 +62,14 @@ class Result:
     @classmethod
     def read(cls, job: Job) -> "Result":
         test = json.loads(job.converted.read_text())
-        with (job.folder / "metrics.csv").open(newline="") as file:
-            epochs = list(csv.DictReader(file))
+        epochs = read_rows(job.folder / "metrics.csv")
         return cls(
             row=job.row.name,
             seed=job.settings.seed,
             images=test["images"],
             correct=test["correct"],
-            losses=tuple(float(epoch["train_loss"]) for epoch in epochs),
-            seconds=tuple(float(epoch["seconds"]) for epoch in epochs),
+            losses=tuple(epoch["train_loss"] for epoch in epochs),
+            seconds=tuple(epoch["seconds"] for epoch in epochs),
             machine=test["machine"],
         )
 

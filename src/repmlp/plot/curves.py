@@ -1,6 +1,5 @@
 """Plot the training curves of a run."""
 
-import csv
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from ..training.records import read_rows
 from .saving import save_figure
 
 TRAIN, VAL = "#4477aa", "#cc6677"
@@ -15,8 +15,7 @@ TRAIN, VAL = "#4477aa", "#cc6677"
 
 def plot_curves(metrics: Path, image: Path) -> Path:
     """Draw loss and accuracy over the epochs of a metrics.csv into an image file; returns its path."""
-    with metrics.open(newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = read_rows(metrics)
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

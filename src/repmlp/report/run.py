@@ -1,6 +1,5 @@
 """The report of a run: both forms, curves, proof, FC3, mistakes, settings, machine."""
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from ..layers import RepMLP
 from ..model_config import label_names_of
 from ..plot import plot_curves, plot_energy, plot_fc3
 from ..training import build_test_loader, read_settings
+from ..training.records import read_rows
 from . import document
 from .document import Gallery, Picture, Section, Table
 from .predictions import Predictions, predict
@@ -91,7 +91,8 @@ def write_run_report(
         proof = verify(model, forms[DEPLOY], inputs)
     elif proof is False and DEPLOY in forms:
         missing.append(f"Proof that both forms are equal, block by block: repmlp report {folder} adds it.")
-    rows = read_metrics(folder)
+    metrics = folder / "metrics.csv"
+    rows = read_rows(metrics) if metrics.is_file() else []
     sections = [
         forms_section(forms, predictions),
         *([curves_section(folder)] if rows else []),
@@ -130,17 +131,9 @@ def open_data(settings: Train, model: nn.Module) -> ImageData:
     return match_labels(data, label_names_of(model))
 
 
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv; none before the first epoch has ended."""
-    if not (folder / "metrics.csv").is_file():
-        return []
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def summary(folder: Path, settings: Train, rows: Sequence[Mapping[str, str]]) -> str:
+def summary(folder: Path, settings: Train, rows: Sequence[Mapping[str, float]]) -> str:
     """One or two sentences about the training and its result."""
-    minutes = sum(float(row["seconds"]) for row in rows) / 60
+    minutes = sum(row["seconds"] for row in rows) / 60
     text = f"{len(rows)} of {settings.epochs} epochs of training, {minutes:.1f} minutes."
     if not (folder / "test.json").is_file():
         return text

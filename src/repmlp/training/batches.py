@@ -110,11 +110,14 @@ def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerat
     return RunData(data, config, train, val, test, len(train) // settings.accumulation)
 
 
+def split_train(settings: Train, data: ImageData) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
+    """The images to train on, and those to validate on: see :meth:`ImageData.train_and_val`."""
+    return data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw, settings.train_images)
+
+
 def count_images(settings: Train, data: ImageData) -> str:
     """How many images of each class a run trains on, validates on and tests on: a line for each."""
-    to_train, validation = data.train_and_val(
-        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
-    )
+    to_train, validation = split_train(settings, data)
     lines = [_count_by_class("training", data.train.labels[to_train], data.class_names)]
     if validation:
         images, indices = validation
@@ -148,9 +151,7 @@ def build_batches(
         ValueError: for a batch size that cannot be divided as it has to be, or a padding larger than the images.
     """
     shard = ProcessShard(accelerator.process_index, accelerator.num_processes)
-    to_train, validation = data.train_and_val(
-        settings.val_fraction, settings.seed, settings.val_draw, settings.train_images
-    )
+    to_train, validation = split_train(settings, data)
     if not len(to_train) or (settings.val_fraction and not (validation and len(validation[1]))):
         raise ValueError(
             f"val_fraction {settings.val_fraction} of {len(data.train)} images leaves none to "
@@ -180,7 +181,7 @@ def build_batches(
         erase = RandomErasing(settings.random_erasing, device="cpu") if settings.random_erasing else None
         crop = settings.augment == "pad-crop"
 
-        def in_memory(images: LabeledImages, indices: Sequence[int] | None, train: bool = False) -> Batches:
+        def batches_of(images: LabeledImages, indices: Sequence[int], train: bool = False) -> Batches:
             pixels, labels = load_tensor(images, data_config, indices)
             return TensorBatches(
                 pixels.to(accelerator.device),
@@ -194,37 +195,31 @@ def build_batches(
                 hflip=settings.hflip if crop else 0.0,
                 erase=erase,
             )
-
-        val = in_memory(*validation) if validation else None
-        return in_memory(data.train, to_train, True), val, in_memory(data.test, None)
-
-    augmented = train_transform(
-        data_config,
-        settings.augment,
-        settings.crop_padding,
-        settings.hflip,
-        settings.auto_augment,
-        settings.random_erasing,
-    )
-
-    def one_by_one(images: LabeledImages, indices: Sequence[int], train: bool = False) -> Batches:
-        return ImageBatches(
-            images,
-            indices,
-            augmented if train else eval_transform(data_config),
-            batch_size // settings.accumulation,
-            shard,
-            train,
-            settings.seed,
-            settings.workers,
-            pin_memory=accelerator.device.type == "cuda",
+    else:
+        augmented = train_transform(
+            data_config,
+            settings.augment,
+            settings.crop_padding,
+            settings.hflip,
+            settings.auto_augment,
+            settings.random_erasing,
         )
 
-    return (
-        one_by_one(data.train, to_train, True),
-        one_by_one(*validation) if validation else None,
-        one_by_one(data.test, range(len(data.test))),
-    )
+        def batches_of(images: LabeledImages, indices: Sequence[int], train: bool = False) -> Batches:
+            return ImageBatches(
+                images,
+                indices,
+                augmented if train else eval_transform(data_config),
+                batch_size // settings.accumulation,
+                shard,
+                train,
+                settings.seed,
+                settings.workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+
+    val = batches_of(*validation) if validation else None
+    return batches_of(data.train, to_train, True), val, batches_of(data.test, range(len(data.test)))
 
 
 def build_test_loader(

@@ -107,6 +107,12 @@ def append_row(path: Path, row: Epoch) -> None:
         new.write_bytes(before + added.getvalue().encode())
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 def keep_rows(path: Path, epochs: int) -> None:
     """Cut metrics.csv to its first ``epochs`` rows; training will write the later ones again."""
     if not epochs:

@@ -38,14 +38,14 @@ class TrainComponents:
     """What a step of training needs.
 
     Attributes:
+        settings: of the run.
         model: the network; ``ddp_model`` wraps it for training (DDP, torch.compile).
         ema: the moving average of its weights, or None.
         mix: images and labels of a batch to mixed images and what ``loss`` takes with their logits.
-        clip: largest norm of the gradient; 0 for any.
-        recomputes: whether the backward pass computes activations again (gradient checkpointing).
         steps: of the optimizer, in the whole run.
     """
 
+    settings: Train
     accelerator: Accelerator
     model: nn.Module
     ddp_model: nn.Module
@@ -55,9 +55,6 @@ class TrainComponents:
     optimizer: torch.optim.Optimizer
     schedule: CosineLRScheduler
     steps: int
-    clip: float
-    channels_last: bool
-    recomputes: bool
 
     @property
     def evaluated(self) -> nn.Module:
@@ -157,6 +154,7 @@ def build_components(
     ddp_model, optimizer = accelerator.prepare(model, optimizer)
     mix, loss = build_loss(settings, classes)
     components = TrainComponents(
+        settings=settings,
         accelerator=accelerator,
         model=model,
         ddp_model=ddp_model,
@@ -166,9 +164,6 @@ def build_components(
         optimizer=optimizer,
         schedule=schedule,
         steps=steps,
-        clip=settings.clip,
-        channels_last=settings.channels_last,
-        recomputes=settings.grad_checkpointing,
     )
     if state and state.get("statistics") is not None:
         with fitting_state(settings.output, (RuntimeError, ValueError)):

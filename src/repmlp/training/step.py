@@ -24,16 +24,16 @@ def train_step(components: TrainComponents, batch: Iterable[tuple[Tensor, Tensor
     totals = Totals()
     for x, labels in batch:
         x, labels = x.to(accelerator.device), labels.to(accelerator.device)
-        if components.channels_last:
+        if components.settings.channels_last:
             x = x.to(memory_format=torch.channels_last)
         with accelerator.accumulate(network):
             x, target = components.mix(x, labels)
             logits = network(x)  # (B, classes)
             loss = components.loss(logits, target)
-            with unchanged_buffers(components.model) if components.recomputes else nullcontext():
+            with unchanged_buffers(components.model) if components.settings.grad_checkpointing else nullcontext():
                 accelerator.backward(loss)
-            if components.clip and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(network.parameters(), components.clip)
+            if components.settings.clip and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(network.parameters(), components.settings.clip)
             optimizer.step()  # accelerate skips both until the last micro-batch
             optimizer.zero_grad()
         totals += Totals.of(logits, labels, loss)
