@@ -5,7 +5,7 @@ that differ together (a conv and the norm that was folded into it) are compared 
 modules, that holds them all. Once that is equal on random inputs, they count as explained.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from .probing import (
     MIN_SAMPLES,
     PROFILES,
     SIZES_AND_SIGNS,
-    Arguments,
     Calls,
     Probes,
+    cast,
+    dtype_of,
     record_calls,
 )
 from .report import BlockDeviation, is_equal
@@ -204,8 +205,8 @@ class Comparison:
                 exact, needed = largest_deviation(a, b), _rows_needed(a, groups, len(probes.profiles))
                 if not final and exact.relative > _HOPELESS:
                     return None
-                native = largest_deviation(*(run(m, *_as(m, args, kwargs)) for m in (modules[2], others[2])))
-                row = replace(row, native=native, float64=exact)
+                native = [run(m, *cast((args, kwargs), dtype_of(m))) for m in (modules[2], others[2])]
+                row = replace(row, native=largest_deviation(*native), float64=exact)
             moved = [(a, run(modules[1], args, kwargs)), (b, run(others[1], args, kwargs))]
             tally.add(a, b, moved, groups)
         row = replace(row, **vars(tally.verdict()))
@@ -216,10 +217,6 @@ class Comparison:
         if not is_equal(row, self.tolerance) and row.tensor is None:
             row = replace(row, tensor=self._wrong_tensor(row, names, modules[:2], others[:2]))
         return row
-
-    def _theirs(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """The parameters of a module in the second model."""
-        return self.wide[1].get_submodule(translate(name, self.names)).named_parameters()
 
     def _with_merged_weights(self, row: BlockDeviation, modules: list[nn.Module]) -> BlockDeviation:
         """Compare also the weights that a block says its deploy form has (``equivalent_fc3`` and the like)."""
@@ -266,7 +263,8 @@ class Comparison:
         tensors = [tensor for d in differing for tensor in d.tensors]
         if len(tensors) == 1:
             return tensors[0]
-        theirs = {f"{n}{key}" for n, name in zip(inside, names, strict=True) for key, _ in self._theirs(name)}
+        others = [self.wide[1].get_submodule(translate(name, self.names)) for name in names]
+        theirs = {f"{n}{key}" for n, other in zip(inside, others, strict=True) for key, _ in other.named_parameters()}
         if {key.rpartition(".")[2] for key in theirs} != {"weight", "bias"} or len(theirs) != 2:
             return None
         args, kwargs = Probes(self.calls[0].arguments[names[0]]).zeros()
@@ -310,12 +308,6 @@ def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             f"{type(model).__name__} cannot compute in float64 ({error}): verify compares a float64 copy. If only b "
             f"cannot, pass a function that calls it"
         ) from error
-
-
-def _as(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Arguments in the dtype of a module's first weight."""
-    dtype = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.float32)
-    return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, (args, kwargs))
 
 
 def _rows_needed(output: object, groups: Tensor | None, profiles: int) -> int:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from .comparison import Comparison, run, run_wide
 from .preparation import copied
-from .probing import ROWS, Arguments
+from .probing import ROWS, Arguments, cast, dtype_of
 from .report import NETWORK, BlockDeviation, EquivalenceReport
 from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
 
@@ -67,7 +67,7 @@ def verify(
     batch = next((len(t) for _, t in tensors_of([args, kwargs]) if t.dim()), 1)
     if batch == 0:
         raise ValueError("inputs have zero images: pass one or more")
-    few = _cast(_some_rows((args, kwargs), batch), torch.float64)
+    few = cast(_some_rows((args, kwargs), batch), torch.float64)
     a = copied(a)
     if any(t.is_meta for t in (*a.parameters(), *a.buffers())):
         raise ValueError(f"{type(a).__name__} is on the meta device, which has no numbers: load its weights first")
@@ -85,7 +85,7 @@ def verify(
         _ensure_numbers(tally, a)
         root, whole = None, True
     exact = largest_deviation(ours, theirs)
-    ours, theirs = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a))), _call(b, args, kwargs, _dtype(a))
+    ours, theirs = (_call(model, args, kwargs, dtype_of(a)) for model in (a, b))
     verdict = tally.verdict()
     network = BlockDeviation(NETWORK, largest_deviation(ours, theirs), exact, **vars(verdict))
     if root is not None and root.ratio > network.ratio:
@@ -97,7 +97,7 @@ def verify(
         )
         network = replace(network, ratio=math.inf, note=note)
     agree, images = _agreement(ours, theirs)
-    dtype = max(_dtype(a), _dtype(b) if isinstance(b, nn.Module) else _dtype(a), key=lambda d: torch.finfo(d).eps)
+    dtype = max(dtype_of(a), dtype_of(b) if isinstance(b, nn.Module) else dtype_of(a), key=lambda d: torch.finfo(d).eps)
     return EquivalenceReport(modules, network, agree, images, str(dtype).removeprefix("torch."), tolerance)
 
 
@@ -124,8 +124,7 @@ def _compare_callable(a: nn.Module, b: Callable[..., object], few: Arguments) ->
     """Compare a model with something that has no weights to round: its arithmetic is judged by that of ``a``."""
     args, kwargs = few
     wide = run_wide(wide_copy(a), args, kwargs)
-    native = a(*_cast(args, _dtype(a)), **_cast(kwargs, _dtype(a)))
-    theirs = _call(b, args, kwargs, _dtype(a))
+    native, theirs = (_call(model, args, kwargs, dtype_of(a)) for model in (a, b))
     tally = Tally()
     tally.add(wide, theirs, [(wide, run(rounded_copy(a, 0), args, kwargs)), (wide, native)])
     return tally, wide, theirs
@@ -155,19 +154,8 @@ def _some_rows(values: Any, batch: int) -> Any:
 
 def _call(model: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> object:
     if isinstance(model, nn.Module):
-        dtype = _dtype(model, dtype)
-    return model(*_cast(args, dtype), **_cast(kwargs, dtype))
-
-
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    """A copy of nested values with floating-point tensors in ``dtype``: some models write to their inputs."""
-    return tree_map(
-        lambda v: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) if isinstance(v, Tensor) else v, values
-    )
-
-
-def _dtype(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), default)
+        dtype = dtype_of(model, dtype)
+    return model(*cast(args, dtype), **cast(kwargs, dtype))
 
 
 def _agreement(a: object, b: object) -> tuple[int, int]:

@@ -46,6 +46,18 @@ class Spec:
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """A copy of nested values with floating-point tensors in ``dtype``: some models write to their inputs."""
+    return tree_map(
+        lambda v: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) if isinstance(v, Tensor) else v, values
+    )
+
+
+def dtype_of(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype of a model's first weight."""
+    return next((t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), default)
+
+
 @dataclass
 class Calls:
     """How the modules of a model were called in one forward pass.

@@ -3,7 +3,7 @@
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -116,7 +116,8 @@ def _named_splits(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
     kinds = ("train", *VAL_SPLIT_NAMES, *TEST_SPLIT_NAMES)
     by_kind: dict[str, list[str]] = {}
     unnamed = []
-    shards = sorted(str(path.relative_to(folder)) for path in _visible(folder.rglob("*.tar"), folder))
+    paths = (path.relative_to(folder) for path in folder.rglob("*.tar"))
+    shards = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
     for shard in shards:
         words = [word for word in re.split("[^a-z]+", shard.lower()) if word in kinds]
         if words:
@@ -134,10 +135,6 @@ def _named_splits(folder: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
     if unnamed:
         ignored.append(f"{len(unnamed)} shards without the name of a split: {shorten(unnamed)}")
     return {kind: Split(by_kind[name]) for kind, name in chosen.items()}, tuple(ignored)
-
-
-def _visible(paths: Iterable[Path], folder: Path) -> Iterable[Path]:
-    return (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _listed_names(folder: Path) -> list[str] | None:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from ..ablation import ImagesStudy, Summary
 from ..ablation.jobs import TRAINING
 from .curves import use_log_scale
-from .saving import save_figure
+from .saving import save_figure, style_axes
 
 #: One color per row, distinguishable with any color vision (Paul Tol's "bright", and black).
 COLORS = {
@@ -54,8 +54,7 @@ def plot_ablation(summary: Summary, image: Path) -> Path:
         right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.title.set_fontsize(9)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes)
     figure.suptitle(summary.title, fontsize=11)
     return save_figure(figure, image)
 
@@ -87,7 +86,6 @@ def plot_images_study(study: ImagesStudy, image: Path) -> Path:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="training images", ylabel="top-1 accuracy on the test images, %")
     axes.set_title(f"{study.steps} steps each; mean and standard deviation over the seeds", fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
     return save_figure(figure, image)

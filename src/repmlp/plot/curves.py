@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..training.records import read_rows
-from .saving import save_figure
+from .saving import save_figure, style_axes
 
 TRAIN, VAL = "#4477aa", "#cc6677"
 
@@ -27,8 +27,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
                 axes.plot(epochs, values, color=color, marker="." if len(epochs) < 60 else "", label=name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes)
     left.set(ylabel="cross-entropy loss")
     use_log_scale(left)
     right.set(ylabel="top-1 accuracy, %")

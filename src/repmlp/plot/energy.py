@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..functional import to_double
 from ..layers import RepMLP
 from .ablation import COLORS
-from .saving import save_figure
+from .saving import save_figure, style_axes
 
 
 @torch.no_grad()
@@ -74,7 +74,6 @@ def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[st
         xlabel="distance from the output pixel, in pixels", ylabel="share of FC3's energy within it", ylim=(0, 1.02)
     )
     axes.set_title("mean over the blocks; dashed: FC3 alone, solid: with the convs merged in", fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return save_figure(figure, image)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers import RepMLP
 from ..layers.partitioned import FC3Block
+from .maps import draw_maps, first_and_last
 from .saving import save_figure
 
 
@@ -48,31 +49,15 @@ def plot_fc3(model: nn.Module, image: Path) -> Path:
     }
     if not blocks:
         raise ValueError("no block of the model has a Local Perceptron: pass a model in training form")
-    shown = list(blocks.items())
-    shown = shown if len(shown) == 1 else [shown[0], shown[-1]]
+    shown = first_and_last(blocks)
     figure = Figure(figsize=(6.8, 3.1 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for row, (name, block) in zip(grid, shown, strict=True):
-        h, w = block.partition_size
-        pixel = (h // 2, w // 2)
+        pixel = (block.partition_size[0] // 2, block.partition_size[1] // 2)
         before, _ = block.partition_perceptron.equivalent_fc3()  # FC3 and its BN only
         after, _ = block.equivalent_fc3()
-        maps = [weights_around(weight, block, pixel).float().cpu().numpy() for weight in (before, after)]
-        top = max(values.max() for values in maps)
-        for axes, values, title in zip(row, maps, ("before the merge: FC3", "after: FC3 + convs"), strict=True):
-            picture = axes.imshow(values, cmap="magma", vmin=0, vmax=top)
-            axes.plot(
-                pixel[1],
-                pixel[0],
-                marker="s",
-                markersize=150 / max(h, w),
-                fillstyle="none",
-                color="cyan",
-                markeredgewidth=1.5,
-            )
-            axes.set(title=f"block {name}, {title}", xticks=range(w), yticks=range(h))
-            axes.title.set_fontsize(9)
-            axes.tick_params(labelsize=7)
-        figure.colorbar(picture, ax=list(row), label="mean |weight|", shrink=0.85)
+        kernels = {f"block {name}, before the merge: FC3": before, f"block {name}, after: FC3 + convs": after}
+        maps = {title: weights_around(kernel, block, pixel) for title, kernel in kernels.items()}
+        draw_maps(row, maps, pixel, "mean |weight|")
     figure.suptitle("How strongly one output pixel (cyan square) weighs its partition", fontsize=10)
     return save_figure(figure, image)

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..deploy.benchmarking import Measurement
-from .saving import save_figure
+from .saving import save_figure, style_axes
 
 MARKERS = "osD^vPX"
 
@@ -37,8 +37,7 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
         axes.set(title=f"batch {batch}", xlabel="top-1 accuracy, %" if by_accuracy else "million MACs per image")
         axes.set_ylabel("images per second")
         axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes)
     names = [(f"C{i}", "s", name) for i, name in enumerate(models)]
     kinds = [("gray", MARKERS[i % len(MARKERS)], engine) for i, engine in enumerate(engines)]
     for color, marker, label in (*names, *kinds):

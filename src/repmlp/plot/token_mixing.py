@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import TokenMixing
 from ..layers.token_mixing import grouped_weight
+from .maps import draw_maps, first_and_last
 from .saving import save_figure
 
 TITLES = ("before training", "after training: the FC alone", "after the merge: FC + convs")
@@ -55,25 +56,17 @@ def plot_token_mixing(
     if not layers:
         raise ValueError("no FC of the trained model has convs in parallel: pass the model in training form")
     before: dict[str, Any] = dict(initial.named_modules())
-    shown = list(layers.items())
-    shown = shown if len(shown) == 1 else [shown[0], shown[-1]]
+    shown = first_and_last(layers)
     figure = Figure(figsize=(9, 3.1 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 3, squeeze=False)
-    for axes_of_layer, (name, layer) in zip(grid, shown, strict=True):
+    for row, (name, layer) in zip(grid, shown, strict=True):
         if name not in before or before[name].weight.shape != layer.weight.shape:
             raise ValueError(f"the initial model has no FC {name} of this size: pass the same model before training")
         merged = copy.deepcopy(layer)
         merged.reparameterize()
         at = token or (layer.grid[0] // 2, layer.grid[1] // 2)
-        rows = [mixing_row(fc, layer, at).float().cpu().numpy() for fc in (before[name], layer, merged)]
-        top = max(abs(row).max() for row in rows)
-        for axes, row, title in zip(axes_of_layer, rows, TITLES, strict=True):
-            picture = axes.imshow(row, cmap="RdBu_r", vmin=-top, vmax=top)
-            axes.plot(at[1], at[0], marker="s", markersize=130 / max(row.shape), fillstyle="none", color="black")
-            axes.set(title=title, xticks=range(row.shape[1]), yticks=range(row.shape[0]))
-            axes.title.set_fontsize(9)
-            axes.tick_params(labelsize=7)
-        axes_of_layer[0].set_ylabel(name, fontsize=9)
-        figure.colorbar(picture, ax=list(axes_of_layer), label="weight", shrink=0.85)
+        fcs = dict(zip(TITLES, (before[name], layer, merged), strict=True))
+        draw_maps(row, {title: mixing_row(fc, layer, at) for title, fc in fcs.items()}, at, "weight", signed=True)
+        row[0].set_ylabel(name, fontsize=9)
     figure.suptitle("How strongly one token (square) weighs each token of the grid: one row of the FC", fontsize=10)
     return save_figure(figure, image)
