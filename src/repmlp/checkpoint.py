@@ -73,7 +73,6 @@ def write_model_folder(
     data_config: Mapping[str, Any] | None = None,
 ) -> Path:
     """As :func:`save_model`, replacing the model that is there; other files in the folder stay."""
-    model = timm_model(model)
     if label_names is not None:
         check_label_names(label_names, model.num_classes)
     names = list(label_names) if label_names is not None else label_names_of(model)

@@ -50,15 +50,10 @@ def is_text(value: Any) -> bool:
 
 
 def _is_interpolation(value: Any) -> bool:
-    return value == "random" or (is_text(value) and _known_interpolation(value))
-
-
-def _known_interpolation(name: str) -> bool:
     try:
-        str_to_interp_mode(name)
-    except KeyError:
+        return value == "random" or str_to_interp_mode(value) is not None
+    except (KeyError, TypeError):  # an unknown name; a list or an object
         return False
-    return True
 
 
 #: By key: whether a value will do, and what is wanted. Keys that are absent or null are not checked.

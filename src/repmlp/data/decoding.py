@@ -93,7 +93,6 @@ def standardize(image: Image.Image) -> Image.Image:
         if "transparency" in info:
             gray[values == info["transparency"]] = 255
         image = Image.fromarray(gray.astype(np.uint8))
-        image.info = {key: value for key, value in info.items() if key != "transparency"}
     elif mode in ("I", "F"):
         raise ValueError(
             f"its pixels are {'floats' if mode == 'F' else '32-bit integers'} (mode {mode}), whose range is unknown: "
@@ -102,5 +101,6 @@ def standardize(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         background = Image.new("RGBA", image.size, BACKGROUND)
         image = Image.alpha_composite(background, image.convert("RGBA"))
-        image.info = {key: value for key, value in info.items() if key != "transparency"}
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    image.info = {key: value for key, value in info.items() if key != "transparency"}
+    return image

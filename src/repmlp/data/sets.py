@@ -52,6 +52,8 @@ SOURCES: dict[str, Callable[[str, str | Path | None, bool], Splits]] = {
 PATHS = ("folder:", "wds/")
 #: File next to the images with their mean and standard deviation, and the list of unreadable ones.
 CACHE = "repmlp-cache.json"
+#: A data set and the indices of the images that are chosen from it.
+Chosen = tuple[LabeledImages, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class ImageData:
         seed: int,
         draw: Literal["by-class", "at-random"] = "by-class",
         train_images: int | None = None,
-    ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
+    ) -> tuple[Sequence[int], Chosen | None]:
         """Choose the images for training and for validation.
 
         Args:
@@ -106,7 +108,21 @@ class ImageData:
             ValueError: if ``draw`` is "at-random" although there is a validation split, or ``train_images`` exceeds
                 the number of images.
         """
-        train, val = self._train_and_val(fraction, seed, draw)
+        train: Sequence[int]
+        val: Chosen | None
+        if self.val is not None and draw == "at-random":
+            raise ValueError(
+                "the data set has a validation split, so val_draw='at-random' has nothing to draw; a run of an earlier "
+                "version, which tested on that split, cannot be resumed: start it again"
+            )
+        if self.val is not None:
+            train, val = range(len(self.train)), (self.val, range(len(self.val))) if fraction else None
+        else:
+            if draw == "at-random":
+                train, held_out = draw_train_val(len(self.train), fraction, seed)
+            else:
+                train, held_out = split_train_val(self.train.labels, fraction, seed, self.class_names)
+            val = (self.train, held_out) if held_out else None
         if train_images is None:
             return train, val
         if not 0 < train_images <= len(train):
@@ -115,22 +131,6 @@ class ImageData:
             _, chosen = split_train_val(self.train.labels[train], train_images / len(train), seed)
             train = [train[i] for i in chosen]
         return train, val
-
-    def _train_and_val(
-        self, fraction: float, seed: int, draw: str
-    ) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
-        if self.val is not None and draw == "at-random":
-            raise ValueError(
-                "the data set has a validation split, so val_draw='at-random' has nothing to draw; a run of an earlier "
-                "version, which tested on that split, cannot be resumed: start it again"
-            )
-        if self.val is not None:
-            return range(len(self.train)), (self.val, range(len(self.val))) if fraction else None
-        if draw == "at-random":
-            train, val = draw_train_val(len(self.train), fraction, seed)
-        else:
-            train, val = split_train_val(self.train.labels, fraction, seed, self.class_names)
-        return train, (self.train, val) if val else None
 
 
 def load_data(

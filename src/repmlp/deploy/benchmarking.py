@@ -104,10 +104,8 @@ class Measurement:
 
 
 def _open_any(name: str) -> tuple[Any, float | None]:
-    """A model or run folder with its test accuracy, if known; an exported file; or a new network by its name."""
+    """A model or run folder with its test accuracy, if known; or a new network by its name."""
     folder = Path(name)
-    if folder.is_file():
-        return load_exported(folder), None
     if folder.exists() or "/" in name:
         test = next((f for f in (folder / "test.json", folder.parent / "test.json") if f.is_file()), None)
         return load_model(folder), json.loads(test.read_text())["accuracy"] if test else None
@@ -251,11 +249,11 @@ def bench(
             report(f"batch {batch}: comparing, then timing {len(candidates)} candidates, {rounds} rounds")
             inputs = [_inputs(c, batch) for c in candidates]
             errors = _check(candidates, inputs)
-            times = time_interleaved(
-                {f"{i}": partial(c.run, inputs[i].to(c.dtype)) for i, c in enumerate(candidates)}, rounds, warmup
-            )
-            for i, c in enumerate(candidates):
-                seconds = times[f"{i}"]
+            runs = {
+                str(i): partial(c.run, x.to(c.dtype)) for i, (c, x) in enumerate(zip(candidates, inputs, strict=True))
+            }
+            times = time_interleaved(runs, rounds, warmup)
+            for c, x, error, seconds in zip(candidates, inputs, errors, times.values(), strict=True):
                 measurements.append(
                     Measurement(
                         model=c.model,
@@ -264,8 +262,8 @@ def bench(
                         batch=batch,
                         seconds=seconds,
                         images_per_second=batch / seconds.median,
-                        peak_memory=peak_memory(c, inputs[i].shape, threads) if memory else None,
-                        error=errors[i],
+                        peak_memory=peak_memory(c, x.shape, threads) if memory else None,
+                        error=error,
                         complexity=c.complexity,
                         accuracy=c.accuracy,
                     )

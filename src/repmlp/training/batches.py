@@ -28,6 +28,7 @@ from ..data import (
     train_transform,
 )
 from ..data.images import LabeledImages
+from ..data.sets import Chosen
 from ..data.transforms import DataConfig
 from ..model_config import label_names_of
 
@@ -110,7 +111,7 @@ def build_run_data(settings: Train, data: ImageData, model: nn.Module, accelerat
     return RunData(data, config, train, val, test, len(train) // settings.accumulation)
 
 
-def split_train(settings: Train, data: ImageData) -> tuple[Sequence[int], tuple[LabeledImages, Sequence[int]] | None]:
+def split_train(settings: Train, data: ImageData) -> tuple[Sequence[int], Chosen | None]:
     """The images to train on, and those to validate on: see :meth:`ImageData.train_and_val`."""
     return data.train_and_val(settings.val_fraction, settings.seed, settings.val_draw, settings.train_images)
 

@@ -39,7 +39,7 @@ def write_state(folder: Path, state: State) -> None:
         raise OSError(f"{error}: make room, then resume the run") from error
 
 
-def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None:
+def read_state(folder: Path) -> State | None:
     """The last state of a run, or None if it has not written one yet. Nothing in the file is executed.
 
     Raises:
@@ -50,7 +50,7 @@ def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None
         return None
     ensure_regular(path)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any bytes can fail in any way
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
