@@ -100,13 +100,11 @@ def split_train_val(
     more = [c for c in by_remainder if take[c] < counts[c] - 1][: max(0, round(len(labels) * fraction) - take.sum())]
     take[more] += 1
     val = np.concatenate([order[start : start + n] for start, n in zip(starts, take, strict=True)])
-    absent = (
-        [class_names[label] for label in np.setdiff1d(labels, labels[val])] if len(class_names) and len(val) else []
-    )
-    if absent:
+    absent = np.setdiff1d(labels, labels[val])
+    if len(class_names) and len(val) and len(absent):
+        names = shorten([class_names[label] for label in absent])
         warnings.warn(
-            f"{len(absent)} classes have too few images to validate on and are only trained on: {shorten(absent)}",
-            stacklevel=2,
+            f"{len(absent)} classes have too few images to validate on and are only trained on: {names}", stacklevel=2
         )
     return np.setdiff1d(order, val).tolist(), np.sort(val).tolist()
 

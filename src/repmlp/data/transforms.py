@@ -1,6 +1,7 @@
 """Between an image file and a network: transforms of one PIL image."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -76,7 +77,7 @@ def train_transform(
         to_size = transforms.Compose(_eval_steps(data_config, normalize=False)[:-1])
     if augment == "pad-crop":
         to_size.transforms += [transforms.RandomCrop(size[1:], padding), transforms.RandomHorizontalFlip(hflip)]
-    return transforms.Compose([_Mode(size[0]), to_size, policy, to_tensor])
+    return transforms.Compose([partial(_in_mode, channels=size[0]), to_size, policy, to_tensor])
 
 
 def eval_transform(data_config: DataConfig, normalize: bool = True) -> Callable[[Image.Image], Tensor]:
@@ -85,7 +86,9 @@ def eval_transform(data_config: DataConfig, normalize: bool = True) -> Callable[
     Args:
         normalize: to float32 by mean and std; otherwise bytes, as they are.
     """
-    return transforms.Compose([_Mode(data_config["input_size"][0]), *_eval_steps(data_config, normalize)])
+    return transforms.Compose(
+        [partial(_in_mode, channels=data_config["input_size"][0]), *_eval_steps(data_config, normalize)]
+    )
 
 
 def _eval_steps(data_config: DataConfig, normalize: bool) -> list[Any]:
@@ -94,11 +97,6 @@ def _eval_steps(data_config: DataConfig, normalize: bool) -> list[Any]:
     return create_transform(data_config["input_size"], normalize=normalize, **args).transforms
 
 
-class _Mode:
-    """Any image, upright and of 8 bits per channel: gray for one channel, RGB for three."""
-
-    def __init__(self, channels: int) -> None:
-        self.mode = "L" if channels == 1 else "RGB"
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return standardize(image).convert(self.mode)
+def _in_mode(image: Image.Image, channels: int) -> Image.Image:
+    """An image of any mode, upright and of 8 bits per channel: gray for one channel, RGB for three."""
+    return standardize(image).convert("L" if channels == 1 else "RGB")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -19,19 +20,13 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     batches = sorted({m.batch for m in measurements})
     models = list(dict.fromkeys(m.model for m in measurements))
     engines = list(dict.fromkeys(map(_kind, measurements)))
-    measurements = [m for m in measurements if m.complexity]  # MACs of an exported file are unknown
-    by_accuracy = all(m.accuracy is not None for m in measurements)
+    shown: list[Any] = [m for m in measurements if m.complexity]  # MACs of an exported file are unknown
+    by_accuracy = all(m.accuracy is not None for m in shown)
     figure = Figure(figsize=(4.6 * len(batches), 4.4), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
-        for m in measurements:
+        for m in shown:
             if m.batch == batch:
-                x = (
-                    m.accuracy * 100
-                    if by_accuracy and m.accuracy is not None
-                    else m.complexity.macs / 1e6
-                    if m.complexity
-                    else 0
-                )
+                x = 100 * m.accuracy if by_accuracy else m.complexity.macs / 1e6
                 color, marker = f"C{models.index(m.model)}", MARKERS[engines.index(_kind(m)) % len(MARKERS)]
                 axes.plot(x, m.images_per_second, marker, color=color, markersize=8)
         axes.set(title=f"batch {batch}", xlabel="top-1 accuracy, %" if by_accuracy else "million MACs per image")
