@@ -150,18 +150,12 @@ def show_plan(jobs: list[Job]) -> None:
         own = [job for job in jobs if job.row.name == row.name]
         cost = costs.get(row.name)
         left = sum(job.settings.epochs - job.epochs_done for job in own if job.state != "finished")
-        seconds += left * cost.epoch_seconds if cost else 0
-        rows.append(
-            [
-                row.title,
-                states(own),
-                f"{cost.complexity.macs / 1e6:.1f}" if cost else "",
-                f"{cost.step.median * 1e3:.0f}" if cost else "",
-                f"{cost.epoch_seconds:.1f}" if cost else "",
-                str(left),
-                duration(left * cost.epoch_seconds) if cost else "",
-            ]
-        )
+        macs, step, epoch, time_left = "", "", "", ""
+        if cost:
+            macs, step = f"{cost.complexity.macs / 1e6:.1f}", f"{cost.step.median * 1e3:.0f}"
+            epoch, time_left = f"{cost.epoch_seconds:.1f}", duration(left * cost.epoch_seconds)
+            seconds += left * cost.epoch_seconds
+        rows.append([row.title, states(own), macs, step, epoch, str(left), time_left])
     batch = jobs[0].settings.batch_size
     header = ["", "seeds", "M MACs,\ntraining form", f"ms per\nstep of {batch}", "s/epoch", "epochs\nleft", "time left"]
     table("Remaining runs, estimated from a few steps of each row, in this process alone", header, rows)

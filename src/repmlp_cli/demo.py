@@ -71,6 +71,7 @@ def compare(forms, images, loader, report) -> None:
         times = time_interleaved({name: partial(m, batch) for name, m in forms.items()})
     scores = [evaluate(model, loader, accelerator) for model in forms.values()]
     counts = [complexity(model) for model in forms.values()]
+    speeds = [f"{t.median * 1e3:.1f} ({t.fastest * 1e3:.1f}..{t.slowest * 1e3:.1f})" for t in times.values()]
     error = report.network.native
     rows = [
         ["test accuracy", *(f"{score.accuracy:.2%} ({score.correct}/{score.images})" for score in scores)],
@@ -78,19 +79,9 @@ def compare(forms, images, loader, report) -> None:
         ["max error of a logit", "", f"{error.maximum:.1e} (relative {error.relative:.1e})"],
         ["parameters", *(f"{count.params:,}" for count in counts)],
         ["multiply-adds per image", *(f"{count.macs:,}" for count in counts)],
-        [
-            f"ms per batch of {len(batch)}",
-            *(
-                f"{time.median * 1e3:.1f} ({time.fastest * 1e3:.1f}..{time.slowest * 1e3:.1f})"
-                for time in times.values()
-            ),
-        ],
+        [f"ms per batch of {len(batch)}", *speeds],
     ]
     a, b = times.values()
-    threads = torch.get_num_threads()
-    table(
-        f"The same network twice (PyTorch {torch.__version__}, CPU, {threads} thread{'s' if threads > 1 else ''})",
-        ["", *forms],
-        rows,
-    )
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    table(f"The same network twice (PyTorch {torch.__version__}, CPU, {threads})", ["", *forms], rows)
     say("the deploy form is ", (f"{a.median / b.median:.1f} times", "bold"), " as fast, with the same predictions")

@@ -50,13 +50,8 @@ def run(settings: Quantize) -> int:
         )
     table(f"{summary(done)}; {settings.data or 'no data'}", HEADER, rows_of(done, settings))
     calibrated = "" if calibration is None else f", calibrated on {len(calibration)} images"
-    describe_file(
-        file,
-        settings.model,
-        f"{summary(done)}{calibrated}\n\n{markdown_table(HEADER, rows_of(done, settings))}",
-        forms,
-        proof,
-    )
+    facts = f"{summary(done)}{calibrated}\n\n{markdown_table(HEADER, rows_of(done, settings))}"
+    describe_file(file, settings.model, facts, forms, proof)
     say(f"wrote {file}; next: repmlp eval {file} {settings.data or 'DATA'}")
     say(f"to check it on another machine: python {file.name}.check.py")
     return 0

@@ -190,9 +190,7 @@ class _Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in (torch.ops.aten.detach.default, torch.ops.aten.detach_.default):
-            for argument in (*args, *(kwargs or {}).values()):
-                tensors = argument if isinstance(argument, list | tuple) else (argument,)
-                self.storages.update(storage_of(t) for t in tensors if isinstance(t, Tensor))
+            self.storages.update(storage_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
         return func(*args, **(kwargs or {}))
 
 

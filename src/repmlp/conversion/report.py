@@ -110,11 +110,8 @@ class EquivalenceReport:
             return "Nothing differs."
         if row.note:
             return f"First difference in {row.name}: {row.note}."
-        place = (
-            ""
-            if row.channel is None
-            else f", worst in output channel {row.channel}{row.output and f' of {row.output}'}"
-        )
+        of = f" of {row.output}" if row.output else ""
+        place = "" if row.channel is None else f", worst in output channel {row.channel}{of}"
         tensor = f", in tensor {row.tensor}" if row.tensor else ""
         return f"First difference in {row.name}{tensor}{place}: {row.ratio:.3g} times the effect of one rounding."
 

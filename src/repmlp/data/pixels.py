@@ -115,9 +115,8 @@ def _write(file: Path, key: str, found: Found) -> bool:
     tensors, difference = found
     try:
         with atomic_file(file) as partial:
-            save_file(
-                {str(i): pixels for i, pixels in enumerate(tensors)}, partial, {"key": key, "difference": difference}
-            )
+            named = {str(i): pixels for i, pixels in enumerate(tensors)}
+            save_file(named, partial, {"key": key, "difference": difference})
             partial.chmod(file.parent.stat().st_mode & 0o666)  # whoever may read the images may read their pixels
     except OSError:
         return False

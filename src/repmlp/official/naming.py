@@ -45,9 +45,8 @@ def block_v2_entries(block: RepMLPv2, official: str = "", ours: str = "") -> Ite
     """Entries of a v2 block, like :func:`block_entries`."""
     official, ours = official and f"{official}.", ours and f"{ours}."
     for name in ("fc1", "fc2"):
-        for entry in module_entries(
-            getattr(block.global_perceptron, name), f"{official}gp.{name}", f"{ours}global_perceptron.{name}"
-        ):
+        fc = getattr(block.global_perceptron, name)
+        for entry in module_entries(fc, f"{official}gp.{name}", f"{ours}global_perceptron.{name}"):
             as_conv = (*entry.shape, 1, 1) if entry.ours.endswith("weight") else entry.shape
             yield entry._replace(shape=as_conv)
     yield from _partition_entries(block, official, ours)

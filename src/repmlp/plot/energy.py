@@ -67,9 +67,8 @@ def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[st
             mean = torch.stack(shares).mean(0)
             axes.plot(range(len(mean)), mean.cpu().numpy(), style, color=color, marker=".", label=label)
     fc3 = own[0].partition_perceptron.fc3.weight
-    axes.plot(
-        energy_within(torch.ones_like(fc3), own[0].partition_size).cpu().numpy(), ":", color="gray", label="uniform"
-    )
+    uniform = energy_within(torch.ones_like(fc3), own[0].partition_size)
+    axes.plot(uniform.cpu().numpy(), ":", color="gray", label="uniform")
     axes.set(
         xlabel="distance from the output pixel, in pixels", ylabel="share of FC3's energy within it", ylim=(0, 1.02)
     )
