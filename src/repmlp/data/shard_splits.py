@@ -97,12 +97,10 @@ def _leaves_folder(path: PurePosixPath | PureWindowsPath) -> bool:
 def _stated_splits(folder: Path, info: dict[str, Any]) -> tuple[dict[str, Split], tuple[str, ...]]:
     stated = info["splits"]
     chosen = choose_splits(list(stated), f"the info file in {folder}")
-    splits = {
-        kind: Split(
-            stated[name].get("filenames", ()), stated[name].get("shard_lengths", ()), stated[name].get("alt_label", "")
-        )
-        for kind, name in chosen.items()
-    }
+    splits = {}
+    for kind, name in chosen.items():
+        about = stated[name]
+        splits[kind] = Split(about.get("filenames", ()), about.get("shard_lengths", ()), about.get("alt_label", ""))
     missing = [shard for split in splits.values() for shard in split.shards if not (folder / shard).is_file()]
     if missing:
         raise FileNotFoundError(

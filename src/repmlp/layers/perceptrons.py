@@ -127,12 +127,10 @@ class LocalPerceptron(nn.Module):
         if deploy:
             sizes = [self.kernel_size]
         dd: FactoryArgs = {"device": device, "dtype": dtype}
-        self.branches = nn.ModuleDict(
-            {
-                f"{k[0]}x{k[1]}": ConvNorm(in_channels, out_channels, k, groups=groups, deploy=deploy, **dd)
-                for k in sizes
-            }
-        )
+        self.branches = nn.ModuleDict()
+        for kh, kw in sizes:
+            conv = ConvNorm(in_channels, out_channels, (kh, kw), groups=groups, deploy=deploy, **dd)
+            self.branches[f"{kh}x{kw}"] = conv
         self.deploy = deploy
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,14 +12,12 @@ Their network consists of stages of conv-BNs, ``stage1`` to ``stage4`` for timm'
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from ..models._resnet_blocks import FoldableBottleneck, RepMLPBottleneck, RepMLPLightBlock
 from ..models.repmlp_resnet import RepMLPResNet
 from .naming import Entry, block_entries, module_entries
 
 #: The authors' prefix of a block's names, and their numbers of our conv1, conv2, ...
-_BLOCKS: dict[type[nn.Module], tuple[str, tuple[int, ...]]] = {
+_BLOCKS: dict[Any, tuple[str, tuple[int, ...]]] = {
     RepMLPBottleneck: ("btnk", (1, 2, 4, 5)),
     RepMLPLightBlock: ("light", (1, 3)),
 }
