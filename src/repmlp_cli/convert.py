@@ -34,15 +34,14 @@ def run(settings: Convert) -> int:
 
 def convert(settings: Convert, output: Path) -> int:
     model = load_model(settings.model)
-    if settings.to == "official-training":
-        if is_reparameterized(model):
-            raise ValueError(
-                f"{settings.model} is in deploy form and cannot be converted back to training form: pass --to official"
-            )
+    is_deployed = is_reparameterized(model)
+    if is_deployed and settings.to == "official-training":
+        raise ValueError(
+            f"{settings.model} is in deploy form and cannot be converted back to training form: pass --to official"
+        )
+    if settings.to == ("official" if is_deployed else "official-training"):
         return write_official(model, output)
-    if is_reparameterized(model) and settings.to == "official":
-        return write_official(model, output)
-    if is_reparameterized(model) and not settings.fold:
+    if is_deployed and not settings.fold:
         say(f"{settings.model} is in deploy form already: nothing to convert, nothing written")
         return 0
     deploy = reparameterize(model) if needs_reparameterize(model) or not settings.fold else model

@@ -9,30 +9,26 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-from timm.data import create_dataset
 
 from ..extras import import_optional
+from .decoding import read_file
 from .images import EncodedImages
 from .splits import Splits, choose_splits, class_names_of
 
 
 class HubImages(EncodedImages):
-    """A split of a data set, read by timm's reader.
+    """A split of a data set, with a column of images that are not decoded."""
 
-    timm's own dataset class replaces an unreadable image with another one; this class does not.
-    """
-
-    def __init__(self, reader: Any, source: str, labels: np.ndarray) -> None:
+    def __init__(self, dataset: Any, column: str, source: str, labels: np.ndarray) -> None:
         super().__init__(labels)
-        self.reader, self.source = reader, source
+        self.dataset, self.column, self.source = dataset, column, source
 
     def name(self, i: int) -> str:
         return f"image {i} of {self.source}"
 
     def encoded(self, i: int) -> bytes:
-        file, _ = self.reader[int(i)]
-        with file:
-            return file.read()
+        image = self.dataset[int(i)][self.column]
+        return read_file(image["path"]) if image["bytes"] is None else image["bytes"]
 
     def fingerprint(self, times: bool = True) -> str:
         """The names of the Arrow files, which include a hash of their sources."""
@@ -43,7 +39,7 @@ class HubImages(EncodedImages):
         return next((Path(file).parent for file in self._files()), None)
 
     def _files(self) -> list[str]:
-        return [file["filename"] for file in self.reader.dataset.cache_files]
+        return [file["filename"] for file in self.dataset.cache_files]
 
 
 def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
@@ -60,23 +56,18 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
         ValueError: if it lacks a split or a column, or its labels are not class indices.
     """
     datasets = import_optional("datasets", "hub")
-    cache = None if root is None else str(root)
     with _offline(datasets, not download):
         try:
-            splits = datasets.load_dataset(name, cache_dir=cache)
+            splits = datasets.load_dataset(name, cache_dir=None if root is None else str(root))
         except Exception as error:  # of the library's many kinds, for any name and any files
             how = "" if download else " pass download=True to get it from the Hub, or"
             raise FileNotFoundError(f"no data set {name}:{how} give the path of a folder ({error})") from error
-        chosen = choose_splits(list(splits), name)
-        image, label = _columns(name, splits["train"].features, datasets)
-        data = {
-            kind: HubImages(
-                create_dataset(f"hfds/{name}", cache, split, input_key=image, target_key=label).reader,
-                f"{name} ({split})",
-                np.asarray(splits[split][label]),
-            )
-            for kind, split in chosen.items()
-        }
+    chosen = choose_splits(list(splits), name)
+    image, label = _columns(name, splits["train"].features, datasets)
+    data = {}
+    for kind, split in chosen.items():
+        encoded = splits[split].cast_column(image, datasets.Image(decode=False))
+        data[kind] = HubImages(encoded, image, f"{name} ({split})", np.asarray(encoded[label]))
     names = class_names_of(
         name, [part.labels for part in data.values()], getattr(splits["train"].features[label], "names", None)
     )
