@@ -189,17 +189,12 @@ def _shown_layers(ghost: nn.Module, inputs: tuple[Any, ...], layers: list[str]) 
     if forward_intermediates is None:
         return set()
     outputs: dict[str, Tensor] = {}
-    handles = [
+    for name in layers:  # the hooks go with the ghost
         ghost.get_submodule(name).register_forward_hook(lambda _m, _args, out, name=name: outputs.update({name: out}))
-        for name in layers
-    ]
     try:
         maps = forward_intermediates(*inputs)
     except Exception:  # not a method to call with the inputs of forward
         return set()
-    finally:
-        for handle in handles:
-            handle.remove()
     storages = {storage_of(t) for t in tree_leaves(maps) if isinstance(t, Tensor)}
     return {name for name, output in outputs.items() if storage_of(output) in storages}
 

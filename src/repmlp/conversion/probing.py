@@ -5,7 +5,7 @@ dead on those, and a later error drowns in the scatter of all that comes before.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -74,7 +74,7 @@ class Calls:
 @contextmanager
 def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Record how ``modules`` are called in the block of the ``with`` statement."""
-    calls, handles = Calls(), []
+    calls = Calls()
 
     def before(name: str, leaf: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -95,15 +95,12 @@ def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
 
         return hook
 
-    try:
+    with ExitStack() as hooks:
         for name, module in modules.items():
             leaf = is_leaf(module)
-            handles.append(module.register_forward_pre_hook(before(name, leaf), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name, leaf)))
+            hooks.enter_context(module.register_forward_pre_hook(before(name, leaf), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(after(name, leaf)))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _specify(value: object) -> object:

@@ -1,7 +1,7 @@
 """``hfds/NAME``: data sets from the Hugging Face Hub, or a local folder in one of its formats."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -68,9 +68,8 @@ def open_hub(name: str, root: str | Path | None, download: bool) -> Splits:
     for kind, split in chosen.items():
         encoded = splits[split].cast_column(image, datasets.Image(decode=False))
         data[kind] = HubImages(encoded, image, f"{name} ({split})", np.asarray(encoded[label]))
-    names = class_names_of(
-        name, [part.labels for part in data.values()], getattr(splits["train"].features[label], "names", None)
-    )
+    stated = getattr(splits["train"].features[label], "names", None)
+    names = class_names_of(name, [part.labels for part in data.values()], stated)
     ignored = tuple(f"the split {split}" for split in splits if split not in chosen.values())
     return Splits(data["train"], data.get("val"), data["test"], names, data["train"].folder(), ignored)
 
@@ -90,12 +89,9 @@ def _columns(name: str, features: Any, datasets: ModuleType) -> tuple[str, str]:
 @contextmanager
 def _offline(datasets: ModuleType, offline: bool) -> Iterator[None]:
     """Act as if HF_HUB_OFFLINE=1 were set, which both packages read only when they are imported."""
-    places = (huggingface_hub.constants, datasets.config)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place, was in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = was or offline
+    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    with ExitStack() as stack:
+        for place in places:
+            stack.callback(setattr, place, "HF_HUB_OFFLINE", place.HF_HUB_OFFLINE)
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or offline
         yield
-    finally:
-        for place, was in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = was

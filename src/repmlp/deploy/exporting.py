@@ -14,7 +14,7 @@ from ..conversion.rounding import largest_deviation
 from ..files import atomic_file, claim, ensure_can_write
 from .check_files import CHECK_SUFFIXES, outputs_of, write_check_files
 from .engines import EXPORTERS, Engine, Metadata, engine_errors, engine_of, find_engine, output_names, root_cause
-from .engines.program import trace
+from .engines.engine import trace
 from .metadata import export_metadata
 from .runtime import ExportedModel, load_exported
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...conversion import example_inputs
 from ...extras import import_optional
 
 #: Names of the one input (batch, C, H, W), of which only the batch is free, and of a classifier's one output.
@@ -135,6 +136,17 @@ class TorchEngine(Engine):
             return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
         return run, metadata
+
+
+@torch.no_grad()
+def trace(model: nn.Module) -> Program:
+    """Trace a network into a program of PyTorch's operators, for batches of any size: all formats are made from it."""
+    example = example_inputs(model, batch_size=2)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, which would get into the file
+    return program
 
 
 def output_names(metadata: Metadata) -> list[str]:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .engine import INPUT, METADATA, Engine, Metadata, Program, Run, engine_errors, output_names
-from .program import trace
+from .engine import INPUT, METADATA, Engine, Metadata, Program, Run, engine_errors, output_names, trace
 
 #: The first opset with GELU as one operator; PyTorch's exporter writes 18 and later.
 OPSET, OLDEST_OPSET = 20, 18
