@@ -44,9 +44,8 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     x = example_inputs(model, batch_size=1) if input_size is None else torch.empty(1, *input_size)
     with FlopCounterMode(display=False) as counter:
         ghost(x.to("meta", next(ghost.parameters()).dtype))
-    return Complexity(
-        params=sum(parameter.numel() for parameter in model.parameters()), macs=counter.get_total_flops() // 2
-    )
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Complexity(params, macs=counter.get_total_flops() // 2)
 
 
 def batch_norms(model: nn.Module) -> dict[str, int]:

@@ -42,9 +42,8 @@ def run(settings: Ablate) -> int:
         return ablate(settings, recipe, output, plan_jobs(recipe, output, rows, settings.seeds))[0]
     recipes = {n: recipe_for_images(recipe, n, settings.steps) for n in settings.images}
     folders = subset_folders(output, settings.images)
-    jobs = {
-        n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders
-    }  # check everything before the first run
+    # Everything is checked before the first run.
+    jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}
     status, summaries = 0, {}
     for n, own in jobs.items():
         say("\n", (f"{n:,} training images", "bold"), f", {recipes[n].epochs} epochs")
