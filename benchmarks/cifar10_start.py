@@ -93,7 +93,7 @@ def main() -> None:
         trained = repmlp.load_model(args.runs / f"test-{DECAY}" / f"images-{IMAGES}" / "no-local" / f"seed-{SEED}")
         train_images = load_data(f"folder:{args.data.absolute()}").train
         chosen = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATION]
-        transform = eval_transform(trained)
+        transform = eval_transform(timm.data.resolve_model_data_config(trained))
         images = torch.stack([transform(train_images[i][0]) for i in chosen.tolist()]).double()
         repmlp.save_model(merged_start(images), start)
     if not (run / "test.json").exists():
