@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict, fields
 
 import timm
 import torch
@@ -9,6 +10,7 @@ import yaml
 
 import repmlp
 from repmlp.ablation import Job
+from repmlp.training import Epoch
 from repmlp_settings import Train
 
 #: A recipe for networks that train in a second.
@@ -33,9 +35,10 @@ def plant(job: Job, correct: int, losses: list[float], seconds: list[float], ima
     settings = {**vars(job.settings)}
     (job.folder / "config.yaml").write_text(yaml.safe_dump(settings))
     with (job.folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "train_loss", "seconds"])
-        writer.writerows(zip(range(1, len(losses) + 1), losses, seconds, strict=True))
+        writer = csv.DictWriter(file, [part.name for part in fields(Epoch)])
+        writer.writeheader()
+        for epoch, (loss, time) in enumerate(zip(losses, seconds, strict=True), 1):
+            writer.writerow(asdict(Epoch(epoch, 0.1, loss, 0.5, loss, 0.5, time)))
     model = timm.create_model("repmlp_cifar", in_chans=1, img_size=settings["img_size"], **settings["model_args"])
     size = (1, settings["img_size"], settings["img_size"])
     repmlp.save_model(model, job.folder / "model", data_config={"input_size": size})

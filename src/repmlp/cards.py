@@ -3,7 +3,6 @@
 A card repeats no path of the machine. What others may have chosen (names of classes, files and data sets) is escaped.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -29,6 +28,7 @@ from .messages import markdown_table
 from .model_config import label_names_of
 from .training import read_settings
 from .training.config import changed_settings
+from .training.records import read_test
 
 TRAINING, DEPLOY = "training form", "deploy form"
 #: Settings that mean something on one machine only.
@@ -74,7 +74,7 @@ def find_origin(folder: str | Path) -> Origin:
     settings, test, header = None, {}, {}
     with suppress(ValueError, TypeError, KeyError, OSError):
         settings = read_settings(run / "config.yaml")
-        values = json.loads((run / "test.json").read_text())
+        values = read_test(run / "test.json", "accuracy", "images")
         test = {"accuracy": float(values["accuracy"]), "images": int(values["images"])}
     with suppress(ValueError, TypeError, IndexError, RecursionError, OSError, yaml.YAMLError):
         place = folder / "model" if (folder / "model").is_dir() else folder

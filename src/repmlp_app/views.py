@@ -30,6 +30,7 @@ from repmlp.model_config import label_names_of
 from repmlp.plot import plot_curves
 from repmlp.plot.energy import energy_within
 from repmlp.plot.fc3 import weights_around
+from repmlp.training.records import read_rows
 
 Forms = Mapping[str, Any]
 Changes = Mapping[str, Tensor]
@@ -207,7 +208,7 @@ def pixel_at(position: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
 def curves(run: Path) -> tuple[Image.Image | None, str]:
     """The curves of a run, which may be training, and a sentence on how far it is."""
     metrics = run / "metrics.csv"
-    epochs = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+    epochs = len(read_rows(metrics))
     if epochs < 1:
         return None, "No epoch is finished yet."
     with TemporaryDirectory() as folder, Image.open(plot_curves(metrics, Path(folder) / "curves.png")) as image:

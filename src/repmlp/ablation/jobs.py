@@ -22,7 +22,7 @@ from ..conversion import reparameterize
 from ..data import load_data
 from ..deploy.environment import machine
 from ..files import atomic_write, claim, is_claimed
-from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_settings, train
+from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_rows, read_settings, train
 from .rows import ROWS, Row, check_recipe
 
 DEPLOY, TRAINING = "deploy form", "training form"
@@ -70,8 +70,7 @@ class Job:
 
     @property
     def epochs_done(self) -> int:
-        metrics = self.folder / "metrics.csv"
-        return len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
+        return len(read_rows(self.folder / "metrics.csv"))
 
     def run(
         self,

@@ -1,6 +1,5 @@
 """Results of the finished runs of an ablation: one line per row, with measurements of the networks."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from ..checkpoint import load_model
 from ..conversion import reparameterize
 from ..counting import Complexity, complexity
 from ..deploy import Timing, time_interleaved
-from ..training.records import read_rows
+from ..training.records import read_rows, read_test
 from .jobs import DEPLOY, TRAINING, Job, device_of
 from .rows import NOT_CONVERTED, PURE_MLP, ROWS, Row
 
@@ -61,7 +60,9 @@ class Result:
 
     @classmethod
     def read(cls, job: Job) -> "Result":
-        test = json.loads(job.converted.read_text())
+        test = read_test(job.converted, "images")
+        if not all(isinstance(test.get(name), dict) for name in ("correct", "machine")):
+            raise ValueError(f"{job.converted} lacks correct or machine: delete it, and run the ablation again")
         epochs = read_rows(job.folder / "metrics.csv")
         return cls(
             row=job.row.name,

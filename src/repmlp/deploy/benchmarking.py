@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_architecture, load_model
 from ..conversion import deviation, example_inputs, fold_norms, is_reparameterized, needs_reparameterize, reparameterize
 from ..counting import Complexity, complexity
+from ..training.records import read_test
 from .engines import QUANTIZERS, RUNTIMES
 from .exporting import float32_copy, write
 from .metadata import export_metadata
@@ -108,7 +109,7 @@ def _open_any(name: str) -> tuple[Any, float | None]:
     folder = Path(name)
     if folder.exists() or "/" in name:
         test = next((f for f in (folder / "test.json", folder.parent / "test.json") if f.is_file()), None)
-        return load_model(folder), json.loads(test.read_text())["accuracy"] if test else None
+        return load_model(folder), read_test(test, "accuracy")["accuracy"] if test else None
     check_architecture(name)
     return timm.create_model(name).eval(), None
 

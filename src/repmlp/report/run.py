@@ -1,7 +1,6 @@
 """The report of a run: both forms, curves, proof, FC3, mistakes, settings, machine."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from ..layers import RepMLP
 from ..model_config import label_names_of
 from ..plot import plot_curves, plot_energy, plot_fc3
 from ..training import build_test_loader, read_settings
-from ..training.records import read_rows
+from ..training.records import read_rows, read_test
 from . import document
 from .document import Gallery, Picture, Section, Table
 from .predictions import Predictions, predict
@@ -91,8 +90,7 @@ def write_run_report(
         proof = verify(model, forms[DEPLOY], inputs)
     elif proof is False and DEPLOY in forms:
         missing.append(f"Proof that both forms are equal, block by block: repmlp report {folder} adds it.")
-    metrics = folder / "metrics.csv"
-    rows = read_rows(metrics) if metrics.is_file() else []
+    rows = read_rows(folder / "metrics.csv")
     sections = [
         forms_section(forms, predictions),
         *([curves_section(folder)] if rows else []),
@@ -137,7 +135,7 @@ def summary(folder: Path, settings: Train, rows: Sequence[Mapping[str, float]]) 
     text = f"{len(rows)} of {settings.epochs} epochs of training, {minutes:.1f} minutes."
     if not (folder / "test.json").is_file():
         return text
-    test = json.loads((folder / "test.json").read_text())
+    test = read_test(folder / "test.json", "correct", "images")
     precision = {"no": "", "bf16": ", in bf16", "fp16": ", in fp16"}[settings.precision]
     which = "best" if settings.val_fraction else "last"
     epoch = f"The weights of epoch {test['epoch']}, the {which} one, classified" if "epoch" in test else "It classified"

@@ -2,12 +2,15 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ..files import atomic_file
+from ..messages import shown
 from .evaluation import Evaluation, Totals
 from .state import State
 
@@ -107,12 +110,6 @@ def append_row(path: Path, row: Epoch) -> None:
         new.write_bytes(before + added.getvalue().encode())
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv."""
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 def keep_rows(path: Path, epochs: int) -> None:
     """Cut metrics.csv to its first ``epochs`` rows; training will write the later ones again."""
     if not epochs:
@@ -121,3 +118,40 @@ def keep_rows(path: Path, epochs: int) -> None:
         lines = path.read_bytes().splitlines(keepends=True)
         with atomic_file(path) as new:
             new.write_bytes(b"".join(lines[: epochs + 1]))
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, numbers by column; none if there is no such file yet.
+
+    Raises:
+        ValueError: if it holds anything else; names the file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{part.name: float(row[part.name]) for part in fields(Epoch)} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, LookupError, csv.Error) as error:  # a cell that is missing is None
+        raise ValueError(f"{path} is not the metrics of a run ({error}): restore it, or move it away") from error
+
+
+def read_test(path: Path, *names: str) -> dict[str, Any]:
+    """What test.json holds.
+
+    Args:
+        path: the file.
+        names: entries that have to be there, and be numbers.
+
+    Raises:
+        ValueError: that names the file and the entry.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not the result of a run ({error}): restore it") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not the result of a run but {shown(values)}: restore it")
+    for name in names:
+        if not isinstance(value := values.get(name), int | float) or isinstance(value, bool):
+            raise ValueError(f"{path}: {name} is {shown(value)}, but must be a number: restore it")
+    return values
