@@ -73,7 +73,7 @@ CONTRADICTIONS = {
 )
 def test_a_config_that_lies_is_refused_by_name(folder, tmp_path, config, path, value):
     bad = copy_with(folder, tmp_path, json.dumps(put(config, path, value)))
-    with pytest.raises(ValueError, match=r"config\.json|unknown model"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         repmlp.load_model(bad)
 
 

@@ -106,7 +106,10 @@ def load_model(folder: str | Path) -> Any:
     """
     folder = model_folder(folder)
     config = read_config(folder / CONFIG)
-    check_architecture(config["architecture"])
+    try:
+        check_architecture(config["architecture"])
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: architecture names no network that is installed: {error}") from None
     weights = read_weights(folder / WEIGHTS)
     try:
         _check_size(folder, weights)
@@ -193,7 +196,7 @@ def check_architecture(name: str) -> None:
         names = timm.list_models()
         ours = [known for known in names if timm.model_entrypoint(known).__module__.startswith("repmlp.")]
         raise ValueError(
-            f"unknown model {name!r}{did_you_mean(name, names)} This package has {', '.join(ours)}. "
+            f"unknown model {name!r}{did_you_mean(name, names) or ':'} This package has {', '.join(ours)}. "
             f"Any other model of timm works too (timm.list_models() lists them)."
         )
 
@@ -213,7 +216,8 @@ def build_network(name: str, **arguments: Any) -> Any:
     except (OSError, ImportError):
         raise
     except Exception as error:  # timm and PyTorch raise AssertionError, TypeError, RuntimeError, ... for bad arguments
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+        shown = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}  # timm added those
+        given = ", ".join(f"{key}={value!r}" for key, value in shown.items()) or "no arguments"
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} cannot be built with {given}: {reason}") from error
 

@@ -263,6 +263,7 @@ class Equivalent(nn.Module):
             r"feature size 7x12 is not a multiple of partition 3x4: pass pad=True.* of 1, 7 and w",
         ),
         ({"feature_size": (6, 10)}, r"feature size 6x10 is not a multiple of partition 3x4.*w of 1, 2, 5, 10"),
+        ({"feature_size": (6, 2**31 - 1)}, r"6x2147483647 is not .* of 1, 2, 3, 6 and w of 1, 2147483647"),
         ({"feature_size": 0}, r"feature size 0x0 and partition 3x4 must be positive"),
         ({"partition_size": (3, 0)}, r"feature size 6x12 and partition 3x0 must be positive"),
         ({"kernel_sizes": (2,)}, r"kernel 2x2 is even: only odd kernels"),

@@ -27,6 +27,7 @@ from tiny import TINY
         ({"ema": 1.0}, "ema is 1.0"),
         ({"hflip": 1.5}, "hflip is 1.5, but has to be between 0 and 1"),
         ({"qat": True, "qat_fraction": 0.0}, "qat_fraction is 0.0"),
+        ({"momentum": 0.0}, "momentum is 0, but opt=sgd is SGD with Nesterov momentum: use more, or opt=momentum"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0, but has to be more than 0 and at most 1"),
         ({"seed": -1}, "seed is -1"),
         ({"warmup_epochs": 3}, "warmup_epochs=3 leaves none of the 3 epochs"),
@@ -54,6 +55,8 @@ def test_settings_that_do_nothing_are_refused(tmp_path, changes, message):
         {"layer_decay": 1.0, "qat_fraction": 1.0},
         {"epochs": 1, "warmup_epochs": 0},
         {"opt": "lookahead_adamw"},
+        {"opt": "momentum", "momentum": 0.0},
+        {"opt": "adamw", "momentum": 0.0},
     ],
 )
 def test_their_neighbors_are_not(changes):

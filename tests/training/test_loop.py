@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,17 @@ def test_a_run_folder_is_not_overwritten_silently(run):
     assert (done.folder / "metrics.csv").read_text() == before
 
 
+@pytest.mark.parametrize("held_out", [0.1, 0.0])
+def test_finite_weights_whose_loss_is_not_finite_stop_the_run(tmp_path, held_out):
+    """The last step can make them, and then no loss of training shows it."""
+    settings = Train(output=str(tmp_path / "r"), **{**TINY, "lr": 1e30, "epochs": 1}, val_fraction=held_out)
+    settings = replace(settings, train_images=64, model_args={**TINY["model_args"], "channels": [4]})
+    images = "validation" if held_out else "test"
+    with pytest.raises(FloatingPointError, match=f"the loss of the {images} images became nan in epoch 1: lower lr"):
+        train(settings)
+    assert not (tmp_path / "r" / "test.json").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(tmp_path):
     settings = Train(output=str(tmp_path / "r"), **{**TINY, "lr": 1e30})
     with pytest.raises(FloatingPointError, match="lower lr"):
@@ -97,7 +109,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(tmp_path):
         ({"model": "repmlp_cifer"}, "unknown model 'repmlp_cifer', did you mean repmlp_cifar"),
         ({"data": "mnist"}, "unknown data set 'mnist': there are digits"),
         ({"img_size": 9}, "feature size 9x9 is not a multiple of partition 4x4"),
-        ({"model_args": {"chanels": [4]}}, "repmlp_cifar cannot be built with .*chanels"),
+        ({"model_args": {"chanels": [4]}}, r"repmlp_cifar cannot be built with num_classes=10, .*chanels=\[4\]"),
         ({"model_args": {"channels": [0]}}, "repmlp_cifar cannot be built with .*channels"),
         ({"model_args": {"channels": [-4]}}, "repmlp_cifar cannot be built with .*channels"),
         ({"model_args": {"channels": [4], "partition_size": 4, "kernel_sizes": [-1]}}, "cannot be built with"),

@@ -22,7 +22,8 @@ from ..conversion import reparameterize
 from ..data import load_data
 from ..deploy.environment import machine
 from ..files import atomic_write, claim, is_claimed
-from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_rows, read_settings, train
+from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_settings, train
+from ..training.records import read_rows
 from .rows import ROWS, Row, check_recipe
 
 DEPLOY, TRAINING = "deploy form", "training form"

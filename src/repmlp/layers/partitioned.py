@@ -3,6 +3,8 @@
 N batch, C channels, H,W feature map, h,w partition, P = (H/h)(W/w) partitions per channel.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +104,8 @@ def check_sizes(feature: tuple[int, int], partition: tuple[int, int], pad: bool)
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(map(str, sorted({*small, *(n // d for d in small)})))
 
 
 def padded_size(feature: tuple[int, int], partition: tuple[int, int]) -> tuple[int, int]:

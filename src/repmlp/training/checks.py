@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from timm.optim import get_optimizer_info
+from torch.optim import SGD
 
 from repmlp_settings import Train, check_numbers
 
@@ -44,9 +45,14 @@ def check_settings(settings: Train) -> None:
             f"reduce warm-up or add epochs"
         )
     try:
-        get_optimizer_info(settings.opt.lower().rpartition("_")[2])
+        optimizer = get_optimizer_info(settings.opt.lower().rpartition("_")[2])
     except ValueError as error:
         raise ValueError(f"unknown optimizer {settings.opt!r}: timm.optim.list_optimizers() lists them") from error
+    if optimizer.opt_class is SGD and (optimizer.defaults or {}).get("nesterov") and not settings.momentum:
+        raise ValueError(
+            f"momentum is 0, but opt={settings.opt} is SGD with Nesterov momentum: use more, or opt=momentum, which "
+            f"also works without"
+        )
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in settings.trackers:
         if tracker not in LOGGER_TYPE_TO_CLASS:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from threading import Event
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -179,6 +180,8 @@ def _train(
     accelerator.wait_for_everyone()
     best_model = load_model(folder / "model").to(accelerator.device)
     run = Run(folder, progress.kept, evaluate(best_model, data.test.iter_epoch(), accelerator))
+    if not math.isfinite(run.test.loss):  # nothing was held out to see it earlier
+        _stop_diverged(folder, components, run.epoch, f"the loss of the test images became {run.test.loss}")
     if accelerator.is_main_process:
         values = {"epoch": run.epoch, **asdict(run.test), "accuracy": run.test.accuracy}
         atomic_write(folder / "test.json", json.dumps(values))
@@ -234,6 +237,8 @@ def _finish_epoch(
             distribute_bn(network, accelerator.num_processes, reduce=True)
     trained = progress.totals.over_processes(accelerator).mean()
     val = evaluate(components.evaluated, data.val.iter_epoch(), accelerator) if data.val else None
+    if val and not math.isfinite(val.loss):  # finite weights that are so large that the logits are not
+        _stop_diverged(folder, components, progress.epoch, f"the loss of the validation images became {val.loss}")
     row = Epoch(
         epoch=progress.epoch,
         lr=max(group["lr"] for group in components.optimizer.param_groups),  # before layer_decay
@@ -263,10 +268,14 @@ def _check_finite(folder: Path, components: TrainComponents, progress: Progress)
     (bad,) = sum_over_processes(components.accelerator, not (math.isfinite(loss) and weights))
     if bad:
         what = "the weights are no longer finite" if math.isfinite(loss) else f"the loss became {loss}"
-        raise FloatingPointError(
-            f"{what} in epoch {progress.epoch}: lower lr ({components.optimizer.defaults['lr']}) or add warmup_epochs; "
-            f"the best model so far is kept in {folder / 'model'}, and the last good state next to it"
-        )
+        _stop_diverged(folder, components, progress.epoch, what)
+
+
+def _stop_diverged(folder: Path, components: TrainComponents, epoch: int, what: str) -> NoReturn:
+    raise FloatingPointError(
+        f"{what} in epoch {epoch}: lower lr ({components.optimizer.defaults['lr']}) or add warmup_epochs; "
+        f"the best model so far is kept in {folder / 'model'}, and the last good state next to it"
+    )
 
 
 def _stopping(accelerator: Accelerator, stop: Event, step: int) -> bool:
