@@ -8,6 +8,7 @@ Whatever these functions leave next to a file or folder starts with ``.repmlp-``
 """
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -108,6 +109,8 @@ def ensure_can_write(path: str | Path, ours: Iterable[str] | None = None, overwr
         ValueError: if its name is too long.
     """
     path = _resolve(path)
+    if not path.name:
+        raise FileExistsError(f"{path} is the root of the file system: choose a name in a folder")
     if len(os.fsencode(path.name)) > MAX_NAME:
         raise ValueError(f"the name {path.name[:20]}... is longer than {MAX_NAME} bytes: choose a shorter one")
     if found := set_aside(path):
@@ -210,6 +213,15 @@ def ensure_folder(folder: str | Path, kind: str) -> None:
         f"there is no {kind} {folder}"
         + (f", but a command that was interrupted set it aside as {found}: rename that back" if found else "")
     )
+
+
+def is_json_with(file: Path, *keys: str) -> bool:
+    """Whether a file holds a JSON object with these keys, as one that a command wrote earlier does."""
+    try:
+        values = json.loads("" if is_special(file) else file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.keys() >= set(keys)
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -139,8 +139,11 @@ def _flags(words: Sequence[str]) -> set[str]:
 def _spell(argv: Sequence[str], command: str) -> list[str]:
     """Accept --data-root for --data_root, --overwrite for --overwrite=true, and lists without brackets."""
     kinds = {field.name: field.type for field in fields(COMMANDS[command])} if command else {}
-    words, before = [], ""  # the flag that still needs its value
-    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
+    words: list[str] = []
+    before = ""  # the flag that still needs its value
+    for i, (word, following) in enumerate(zip_longest(argv, argv[1:], fillvalue="")):
+        if word == "--":  # what follows are names of files, whatever they look like
+            return [*words, *argv[i:]]
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             before = name[2:].replace("-", "_")

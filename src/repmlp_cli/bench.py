@@ -5,7 +5,7 @@ from pathlib import Path
 
 from repmlp.deploy.benchmarking import bench
 from repmlp.deploy.environment import machine
-from repmlp.files import atomic_write, ensure_can_write
+from repmlp.files import atomic_write, ensure_can_write, is_json_with
 from repmlp.plot.throughput import plot_throughput
 from repmlp_settings import Bench
 
@@ -16,6 +16,8 @@ def run(settings: Bench) -> int:
     output = Path(settings.output)
     for name in ("bench.json", "bench.png"):
         ensure_can_write(output / name, overwrite=True)
+        if (output / name).exists() and not is_json_with(output / "bench.json", "about", "results"):
+            raise FileExistsError(f"{output / name} is kept, since it is not from this command: choose another folder")
     measurements = bench(
         settings.models,
         settings.engines,

@@ -1,5 +1,6 @@
 """`repmlp convert`"""
 
+import os
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ def run(settings: Convert) -> int:
         raise ValueError(f"--to {settings.to} writes the authors' layers, which have batch norms: leave out --fold")
     name = "deploy" if settings.to == "timm" else f"{settings.to}.pth"
     output = Path(settings.output or beside(settings.model, name))
-    if settings.to == "timm" and output.resolve() == model_folder(settings.model).resolve():
+    if settings.to != "timm" and output.suffix not in (".pth", ".pt"):
+        raise ValueError(f"{output} does not end as files of the authors' weights do: end it in .pth")
+    if settings.to == "timm" and os.path.realpath(output) == os.path.realpath(model_folder(settings.model)):
         raise ValueError(
             f"{output} holds the training form, which cannot be made again from the deploy form: "
             f"choose another folder for the deploy form"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repmlp import is_reparameterized, load_model, reparameterize, verify
 from repmlp.conversion import example_inputs
-from repmlp.files import atomic_write, ensure_can_write
+from repmlp.files import atomic_write, ensure_can_write, is_json_with
 from repmlp.training import read_settings
 from repmlp_settings import Export, Train, Verify
 
@@ -22,6 +22,8 @@ def run(settings: Verify) -> int:
         raise ValueError(f"--images is {settings.images}: compare on one image or more")
     if settings.json:
         ensure_can_write(settings.json, overwrite=True)
+        if Path(settings.json).exists() and not is_json_with(Path(settings.json), "blocks", "network"):
+            raise FileExistsError(f"{settings.json} is kept, since it is not from this command: choose another name")
     a = load_model(settings.a)
     if not settings.data:
         check_memory(a, settings.images)

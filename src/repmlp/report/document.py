@@ -1,5 +1,6 @@
 """A report as sections of text, tables and pictures, and its page: one HTML file that loads nothing."""
 
+import os
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +93,7 @@ def is_report(file: Path) -> bool:
 
 def ensure_can_write_report(file: Path, folder: Path, overwrite: bool) -> None:
     """Raise FileExistsError if ``file`` exists, unless it may be overwritten or is the report of its own folder."""
-    own = file.resolve() == (folder / NAME).resolve() and is_report(file)
+    own = os.path.realpath(file) == os.path.realpath(folder / NAME) and is_report(file)
     ensure_can_write(file, overwrite=overwrite or own)
 
 
