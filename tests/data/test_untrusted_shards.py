@@ -29,6 +29,8 @@ def image_with(name, content):
         ("0.cls", b"100000000", "labels are class indices"),
         ("0.cls", b"9" * 5000, r"x\.tar/0\.cls holds .*it needs the index of a class"),
         ("0.cls", b"-1", "has the label -1"),
+        ("0.cls", b"1_0", r"0\.cls holds b'1_0': it needs the index of a class"),
+        ("0.json", b'{"label": "1_0"}', "it needs the index of a class"),
         ("0.cls", b"", "it needs the index of a class"),
         ("0.cls", b"\xff\xfe", "it needs the index of a class"),
         ("0.json", b'{"label": Infinity}', r"x\.tar/0\.json holds .*it needs the index of a class"),
@@ -40,7 +42,7 @@ def image_with(name, content):
         ("0.json", b'{"label": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "it needs the index of a class"),
         ("0.json", b" " * (2**20 + 1), r"x\.tar/0\.json has 1048577 bytes, more than the 1048576 allowed"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_a_label_that_is_not_one_is_refused_by_its_member(tmp_path, name, content, message):
     write_shard(tmp_path / "x.tar", image_with(name, content))

@@ -168,6 +168,8 @@ def _label(encoded: bytes, extension: str, label_key: str, where: str) -> int | 
             return None
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise TypeError(value)
+        if isinstance(value, str) and "_" in value:  # int would read 1_0 as 10
+            raise ValueError(value)
         label = int(value)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where} holds {encoded[:80]!r}: it needs the index of a class") from error
