@@ -187,6 +187,19 @@ def full_disk(monkeypatch):
     return fill
 
 
+@pytest.mark.parametrize("bit", range(0, 8, 3))
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path, bit):
+    """A resumed run would go on with another weight, and nothing else would show it."""
+    weights = torch.arange(1000.0)
+    write_state(tmp_path, {"progress": {}, "model": {"w": weights}, "optimizer": {}})
+    assert torch.equal(read_state(tmp_path)["model"]["w"], weights)
+    encoded = bytearray((tmp_path / STATE).read_bytes())
+    encoded[encoded.index(weights.numpy().tobytes()) + 2000] ^= 1 << bit
+    (tmp_path / STATE).write_bytes(encoded)
+    with pytest.raises(ValueError, match=r"state\.pt is damaged.*checksum differs"):
+        read_state(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["metrics.csv", "test.json"])
 def test_a_run_whose_files_cannot_be_written_is_resumed(begun, full_disk, monkeypatch, name):
     """Half a test.json would make it look finished, and an empty metrics.csv would stay without a header."""

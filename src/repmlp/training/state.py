@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -50,6 +51,9 @@ def read_state(folder: Path) -> State | None:
         return None
     ensure_regular(path)
     try:
+        with ZipFile(path) as archive:  # torch.load does not compare checksums
+            if part := archive.testzip():
+                raise ValueError(f"{part} is not what was written, its checksum differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any bytes can fail in any way
         reason = next(iter(str(error).splitlines()), "")
