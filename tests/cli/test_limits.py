@@ -58,6 +58,11 @@ def test_a_number_that_is_not_finite_is_refused(command, flag, value):
         ("verify x --images=100000000000", "images is 100000000000, but has to be at most 2147483647"),
         ("verify x --tolerance=.nan", "tolerance is nan, but has to be a finite number"),
         ("eval x digits --workers=100000000000", "workers is 100000000000, but has to be at most 1024"),
+        ("eval x digits --batch-size=0", "batch_size is 0, but has to be 1 or more"),
+        ("eval x digits --workers=-1", "workers is -1, but has to be 0 or more"),
+        ("quantize x y --data=digits --batch-size=-1", "batch_size is -1, but has to be 1 or more"),
+        ("ablate x y --steps=0", "steps is 0, but has to be 1 or more"),
+        ("ablate x y --seeds=0,-1", "seeds is -1, but has to be 0 or more"),
         ("ablate x y --seeds=0,1000000000000000000000", "seeds is 1000000000000000000000, but has to be at most "),
     ],
 )
@@ -70,7 +75,8 @@ def test_the_flags_with_numbers_are_found():
     assert {("verify", "tolerance"), ("train", "lr")} < set(flags_of(float))
 
 
-def test_the_largest_numbers_are_not_refused():
+def test_the_smallest_and_the_largest_numbers_are_not_refused():
+    check_numbers(Train("x", seed=0, workers=0, epochs=1, batch_size=1, accumulation=1, crop_padding=0, state_every=0))
     check_numbers(Train("x", seed=2**32 - 1, workers=1024, epochs=2**31 - 1, lr=1e300, img_size=[2**31 - 1, 8]))
 
 

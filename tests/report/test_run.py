@@ -232,6 +232,11 @@ def test_refusals(run, tmp_path, blank):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         write_run_report(run, mine)
     assert mine.read_text() == "mine"
+    for other in (run / "config.yaml", run / "model" / "config.json"):
+        before = other.read_bytes()
+        with pytest.raises(ValueError, match=r"end its name in \.html"):
+            write_run_report(run, other, overwrite=True)
+        assert other.read_bytes() == before
     write_run_report(run, mine, proof=False, mistakes=0, overwrite=True)
     assert "repmlp_cifar on digits" in Page(mine).text
 

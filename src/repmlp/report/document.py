@@ -92,9 +92,14 @@ def is_report(file: Path) -> bool:
 
 
 def ensure_can_write_report(file: Path, folder: Path, overwrite: bool) -> None:
-    """Raise FileExistsError if ``file`` exists, unless it may be overwritten or is the report of its own folder."""
+    """Raise FileExistsError if ``file`` exists, unless it may be overwritten or is the report of its own folder.
+
+    Whatever a report overwrites ends in .html; for another name raise ValueError.
+    """
     own = os.path.realpath(file) == os.path.realpath(folder / NAME) and is_report(file)
     ensure_can_write(file, overwrite=overwrite or own)
+    if file.suffix != ".html":
+        raise ValueError(f"a report is an HTML file, and {file} is not named as one: end its name in .html")
 
 
 def write_page(file: Path, page: str) -> None:

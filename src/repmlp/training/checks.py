@@ -11,16 +11,13 @@ from repmlp_settings import Train, check_numbers
 from ..data import ImageData
 
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
-_POSITIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or more")
 _FRACTION: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 1, "at least 0 and less than 1")
 _PROBABILITY: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1, "between 0 and 1")
 _SHARE: tuple[Callable[[float], bool], str] = (lambda x: 0 < x <= 1, "more than 0 and at most 1")
 
-#: What each number has to be, and in words.
+#: What the other numbers have to be, and in words.
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulation"), _POSITIVE),
     **dict.fromkeys(("lr", "warmup_lr", "weight_decay", "warmup_epochs", "clip", "mixup", "cutmix"), _NOT_NEGATIVE),
-    **dict.fromkeys(("crop_padding", "workers", "state_every", "seed"), _NOT_NEGATIVE),
     **dict.fromkeys(("val_fraction", "momentum", "label_smoothing", "ema"), _FRACTION),
     **dict.fromkeys(("hflip", "random_erasing"), _PROBABILITY),
     **dict.fromkeys(("qat_fraction", "layer_decay"), _SHARE),
