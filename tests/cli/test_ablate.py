@@ -15,6 +15,7 @@ import yaml
 
 from planted import RECIPE
 from repmlp.ablation import ROWS, Job, choose_rows, plan_jobs
+from repmlp.training.records import Epoch, append_row
 from repmlp_cli import main
 from repmlp_cli.ablate import duration, read_recipe, states
 from repmlp_settings import Ablate
@@ -185,7 +186,7 @@ def test_seeds_by_the_state_of_their_runs(tmp_path):
     (tmp_path / "conv9" / "seed-4").mkdir(parents=True)
     config = {**asdict(jobs[1].settings)}
     (tmp_path / "conv9" / "seed-4" / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "conv9" / "seed-4" / "metrics.csv").write_text("epoch\n1\n")
+    append_row(tmp_path / "conv9" / "seed-4" / "metrics.csv", Epoch(1, 0.1, 2.0, 0.2, 2.1, 0.1, 0.5))
     assert states(jobs) == "0, 2 new; 4 interrupted after 1 of 1 epochs"
 
 
