@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-oldest test-browser lint docs clean
+.PHONY: demo test test-deploy test-all test-oldest test-browser lint docs clean
 
 demo: .venv/demo            ## train, convert, verify and time the pure MLP on handwritten digits
 	$(BIN)/repmlp demo
 
-test: .venv/dev             ## the test suite, without what takes long
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+test: .venv/dev             ## the test suite, without exported files and what takes long
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --ignore=tests/deploy
+
+test-deploy: .venv/dev      ## exports, int8 and benchmarks, on every engine
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/deploy
 
 test-all: .venv/dev         ## only what takes long: every network, every timm family, long searches
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow

@@ -247,6 +247,8 @@ class Rounds:
             faults.append(f"neither command wrote the output: {[child.text[-200:] for child in children]}")
         if statuses.count(0) == 2 and not case.overwrites:
             faults.append("both commands wrote the output")
+        if statuses[1:] == [0] and rival != case.words:
+            check.rival = self.rival(name, rival)
         partial = next(self.work.rglob(".repmlp-partial-*"), None)
         if partial and children[0].status in (0, 2, 130) and kind != "perms":
             faults.append(f"a command that was not killed leaves {partial.name}")
@@ -256,6 +258,16 @@ class Rounds:
         row = {"round": number, "command": name, "fault": kind, "at": "time" if timed else "operation"}
         row |= {"status": statuses, "outcome": "set aside" if aside else outcome, "partial": bool(partial)}
         return {**row, "faults": faults, "seconds": round(time.monotonic() - started, 2)}
+
+    def rival(self, name: str, words: str) -> Tree:
+        """The output of another command in the place of this one's, undisturbed; the folder of the round is kept."""
+        kept = self.work.rename(self.base / "kept")
+        strangers, _ = self.prepare(CASES[name])
+        self.finish(words)
+        output = {file: content for file, content in tree(self.work).items() if file not in strangers}
+        shutil.rmtree(self.work)
+        kept.rename(self.work)
+        return output
 
     def again(self, case: Case, check: Check, outcome: str) -> list[str]:
         """Finish what was interrupted, as a user does, and compare with what an undisturbed command gives."""
@@ -287,8 +299,8 @@ def make_images(folder: Path) -> None:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """What became of the output, by command and by fault."""
-    columns = {"old": "old", "between": "resumable", "new": "new", "set aside": "set aside"}
-    parts = []
+    columns = {"old": "old", "between": "resumable", "new": "new", "rival": "new", "set aside": "set aside"}
+    outcomes, parts = list(dict.fromkeys(columns.values())), []
     for key in ("command", "fault"):
         lines = []
         for value in [*dict.fromkeys(sorted(row[key] for row in rows)), "all"]:
@@ -296,9 +308,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
             counts = Counter(columns.get(row["outcome"].partition(",")[0], row["outcome"]) for row in own)
             litter = sum(row["partial"] for row in own)
             faults = sum(bool(row["faults"]) for row in own)
-            lines.append([value, str(len(own)), *(str(counts[name]) for name in columns.values())])
+            lines.append([value, str(len(own)), *(str(counts[name]) for name in outcomes)])
             lines[-1] += [str(litter), str(len(own) - faults), str(faults)]
-        parts.append(table([key, "rounds", *columns.values(), "partial files", "ended alike", "faults"], lines))
+        parts.append(table([key, "rounds", *outcomes, "partial files", "ended alike", "faults"], lines))
     return "\n\n".join(parts)
 
 

@@ -51,15 +51,17 @@ class Check:
         kept: a stranger's files, and the command's inputs.
         old, new: the output before, and after an undisturbed command.
         grows: whether the output is written file by file, as a run is; else it is old or new.
+        rival: the output of the other command of a race, if that was another one and has written it.
     """
 
     kept: Tree
     old: Tree
     new: Tree
     grows: bool
+    rival: Tree | None = None
 
     def examine(self, folder: Path) -> tuple[str, list[str]]:
-        """What became of the output (old, new, between), and the faults."""
+        """What became of the output (old, new, the rival's, between), and the faults."""
         files = tree(folder)
         faults = []
         for name, content in self.kept.items():
@@ -73,8 +75,8 @@ class Check:
         faults += [f"{name} is neither old, new nor named as partial" for name in own if not self._is_known(name)]
         if self.grows:
             faults += damaged(folder, own)
-        for outcome, wanted in (("old", self.old), ("new", self.new)):
-            if canonical(own) == canonical(wanted):
+        for outcome, wanted in (("old", self.old), ("new", self.new), ("rival", self.rival)):
+            if wanted is not None and canonical(own) == canonical(wanted):
                 return outcome, faults
         if self.grows:
             return "between", faults

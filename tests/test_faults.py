@@ -108,6 +108,16 @@ def test_what_is_whole_and_old_or_new_or_partial_is_not_a_fault(work, check):
     assert checks.examine(folder) == ("old", [])
 
 
+def test_what_the_other_command_of_a_race_wrote_is_whole_too(work):
+    checks, folder, old = work
+    checks.rival, checks.old = old, {}
+    for name, content in old.items():
+        (folder / name).write_bytes(content)
+    assert checks.examine(folder) == ("rival", [])
+    checks.rival = None
+    assert "the output is neither old nor new" in checks.examine(folder)[1][0]
+
+
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [

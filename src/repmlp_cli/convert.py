@@ -42,6 +42,8 @@ def convert(settings: Convert, output: Path) -> int:
         raise ValueError(
             f"{settings.model} is in deploy form and cannot be converted back to training form: pass --to official"
         )
+    if settings.to != "timm":
+        official.entries(model)  # before the conversion: raises for a model that the authors' code does not have
     if settings.to == ("official" if is_deployed else "official-training"):
         return write_official(model, output)
     if is_deployed and not settings.fold:

@@ -71,7 +71,10 @@ def test_the_way_back(model, file, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "m"), str(tmp_path / "d.pth"), "--to", "official", "--overwrite"]) == 0
 
 
-def test_a_network_that_the_authors_do_not_have(tmp_path, capsys):
-    repmlp.save_model(timm.create_model("repmlp_cifar"), tmp_path / "m")
+def test_a_network_that_the_authors_do_not_have(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("repmlp_cli.convert.reparameterize", lambda model: pytest.fail("it works first"))
+    repmlp.save_model(
+        timm.create_model("repmlp_cifar", channels=[4], img_size=8, partition_size=4, kernel_sizes=[1]), tmp_path / "m"
+    )
     assert main(["convert", str(tmp_path / "m"), "--to", "official"]) == 2
     assert "the authors' code has no CifarNet" in capsys.readouterr().err

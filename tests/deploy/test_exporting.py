@@ -49,7 +49,7 @@ def networks():
     return {name: deployed(name) for name in NETWORKS}
 
 
-#: The networks; `make test` takes the first one only.
+#: The networks; `make test-deploy` takes the first one only.
 EACH = [name if i == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NETWORKS)]
 
 
