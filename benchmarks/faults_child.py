@@ -21,7 +21,7 @@ import repmlp.training.loop
 from repmlp_cli import main as command
 
 TRACEBACK = 70  # exit status after an error that no command should let through
-PATIENCE = 300.0  # seconds, after which a child hangs
+PATIENCE = 900.0  # seconds, after which a child hangs
 #: File operations that Python reports to audit hooks, besides opening a file in the folder of the round.
 OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 #: Faults of our own, which the checks have to find: the attribute of an object to replace, and by what.
