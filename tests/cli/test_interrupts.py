@@ -8,6 +8,7 @@ import timm
 
 import repmlp
 from elsewhere import claimed_elsewhere
+from needs import ONNX, needs
 from repmlp_cli import main
 from weights import randomize
 
@@ -62,6 +63,8 @@ LONG_STEPS = {
 @pytest.mark.parametrize("step", LONG_STEPS)
 def test_ctrl_c_and_sigterm_in_a_long_step_leave_nothing(command, tmp_path, monkeypatch, step):
     function, words, written = LONG_STEPS[step]
+    if "x.onnx" in words:
+        needs(*ONNX)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
@@ -88,6 +91,8 @@ def test_ctrl_c_and_sigterm_in_a_long_step_leave_nothing(command, tmp_path, monk
     ],
 )
 def test_what_another_process_writes_is_refused_and_the_process_named(command, tmp_path, capsys, words, output):
+    if output == "x.onnx":
+        needs(*ONNX)
     with claimed_elsewhere(tmp_path / output):
         assert command(words) == 2
     assert f"{output} is being written by process" in capsys.readouterr().err
