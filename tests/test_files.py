@@ -5,12 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock, Timeout
 
 import repmlp.files
-from elsewhere import claimed_elsewhere
 from repmlp.files import (
-    LOCK,
     MAX_NAME,
     atomic_folder,
     claim,
@@ -127,24 +124,6 @@ with claim(sys.argv[1]):
     with claim(tmp_path / "m"), claim(tmp_path / "m"):  # a run of an ablation claims its folder, and training again
         pass
     assert not is_claimed(tmp_path / "m")
-
-
-def test_the_process_is_named_although_the_attempt_empties_its_lock_file(tmp_path, monkeypatch):
-    """As filelock before 3.32 does."""
-
-    def acquire(lock, timeout):
-        Path(lock.lock_file).write_text("")
-        raise Timeout(lock.lock_file)
-
-    with claimed_elsewhere(tmp_path / "m"), monkeypatch.context() as patch:
-        patch.setattr(FileLock, "acquire", acquire)
-        with pytest.raises(BlockingIOError, match="is being written by process"), claim(tmp_path / "m"):
-            pass
-
-
-def test_a_pipe_in_the_place_of_a_lock_file_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / f"{LOCK}m")
-    assert repmlp.files._holder(tmp_path / f"{LOCK}m") == ""
 
 
 def test_what_cannot_be_claimed_is_an_error_that_names_it():

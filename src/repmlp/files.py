@@ -272,7 +272,6 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     """
     path = _resolve(path)
     file = _lock_file(path)
-    before = _holder(file)  # filelock before 3.32 empties the file when it tries
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, is_singleton=True)  # so that a process may claim what it has already
@@ -280,7 +279,9 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     except Timeout:
         if not file.exists():
             raise PermissionError(f"{path} cannot be written: {path.parent} takes no files") from None
-        holder = _holder(file) or before or "another process"
+        holder = "another process"
+        with suppress(OSError, UnicodeDecodeError):
+            holder = file.read_text() or holder
         raise BlockingIOError(f"{path} is being written by {holder}: wait for it, or choose another name") from None
     except OSError as error:
         raise type(error)(f"{path} cannot be written: {error}") from error
@@ -290,12 +291,6 @@ def claim(path: str | Path, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _holder(lock_file: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return "" if is_special(lock_file) else lock_file.read_text()
-    return ""
 
 
 @contextmanager
