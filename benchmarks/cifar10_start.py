@@ -44,6 +44,7 @@ def merged_start(images: Tensor) -> nn.Module:
     expected = pure(images)
     fresh = {name: p.clone() for name, p in start.named_parameters() if name.endswith("fc3.weight")}
     start.load_state_dict(pure.state_dict(), strict=False)
+    hooks = []
     for name, block in start.named_modules():
         if not isinstance(block, repmlp.RepMLP):
             continue
@@ -53,10 +54,10 @@ def merged_start(images: Tensor) -> nn.Module:
         scale = norms / weight.norm(dim=2, keepdim=True)  # (g, O/g*h*w, 1)
         perceptron: Any = block.partition_perceptron
         perceptron.fc3.weight.copy_(weight * scale)
-        perceptron.fc3.register_forward_hook(fit_norm(perceptron.bn, scale.flatten(), bias))
+        hooks.append(perceptron.fc3.register_forward_hook(fit_norm(perceptron.bn, scale.flatten(), bias)))
     actual = start(images)
-    for module in start.modules():
-        module._forward_hooks.clear()
+    for hook in hooks:
+        hook.remove()
     error = ((actual - expected).norm() / expected.norm()).item()
     print(f"logits of the start and of a fresh pure MLP: relative error {error:.1e}")
     if not error < 1e-6:

@@ -108,7 +108,7 @@ class Report:
 
     Args:
         run: Run folder.
-        output: File to write, by default report.html in the run folder, which replaces an earlier report.
+        output: HTML file to write, by default report.html in the run folder, which replaces an earlier report.
         data: Data set of the run, if it has moved; see `repmlp train --help`.
         data_root: Folder that holds the data set, if it has moved.
         mistakes: Number of wrongly classified test images to show, the highest loss first.

@@ -82,7 +82,7 @@ def test_a_second_conversion_changes_nothing(name):
 
 
 @torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="only children are converted")
+@pytest.mark.xfail(strict=True, reason="timm 1.0.31 converts only the children of the model that it is given")
 @pytest.mark.parametrize("name", ["levit_128s", "fastvit_t8"])  # others have roots whose children hold all there is
 def test_the_root_is_converted(name):
     model, _ = build(name, torch.float32)
