@@ -287,3 +287,17 @@ def test_the_model_of_a_run_belongs_to_its_training_and_other_folders_of_it_do_n
         with pytest.raises(BlockingIOError, match=f"{tmp_path.name} is being written by process"):
             repmlp.save_model(model, tmp_path / "model")
         repmlp.save_model(model, tmp_path / "deploy")
+
+
+@pytest.mark.parametrize("through", ["model", "link"])
+def test_the_model_of_a_run_is_not_replaced_by_another(model, tmp_path, through):
+    run = tmp_path / "run"
+    weights = repmlp.save_model(model, run / "model") / "model.safetensors"
+    (run / "config.yaml").touch()
+    (run / "link").symlink_to("model")
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match="is the model that the run in .*run trained: choose another folder"):
+        repmlp.save_model(repmlp.reparameterize(model), run / through, overwrite=True)
+    assert weights.read_bytes() == before
+    for _ in range(2):
+        repmlp.save_model(repmlp.reparameterize(model), run / "deploy", overwrite=True)

@@ -1,6 +1,7 @@
 """Model folders: timm's own format, ``config.json`` and ``model.safetensors``. Self-describing, no pickle."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -60,9 +61,16 @@ def save_model(
 
 
 def claim_model_folder(folder: str | Path, overwrite: bool = False) -> AbstractContextManager[None]:
-    """Claim a model folder that may be written; ``model/`` of a run belongs to the process that trains the run."""
-    run = Path(folder).parent
-    is_of_run = Path(folder).name == "model" and (run / "config.yaml").exists()
+    """Claim a model folder that may be written; ``model/`` of a run belongs to the process that trains the run.
+
+    Raises:
+        ValueError: if another model would replace the one that a run trained.
+    """
+    target = Path(os.path.realpath(folder))
+    run = target.parent
+    is_of_run = target.name == "model" and (run / "config.yaml").exists()
+    if is_of_run and overwrite and target.exists():
+        raise ValueError(f"{folder} is the model that the run in {run} trained: choose another folder")
     return claim_to_write(folder, MODEL_FILES, overwrite, owner=run if is_of_run else None)
 
 
