@@ -296,7 +296,7 @@ def test_the_model_of_a_run_is_not_replaced_by_another(model, tmp_path, through)
     (run / "config.yaml").touch()
     (run / "link").symlink_to("model")
     before = weights.read_bytes()
-    with pytest.raises(ValueError, match="is the model that the run in .*run trained: choose another folder"):
+    with pytest.raises(ValueError, match=r"is the model that the run in .*run trained: choose another folder"):
         repmlp.save_model(repmlp.reparameterize(model), run / through, overwrite=True)
     assert weights.read_bytes() == before
     for _ in range(2):
