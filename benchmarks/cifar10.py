@@ -3,10 +3,11 @@
     python benchmarks/cifar10.py split DATA HELD_OUT     # hard links: of each class, 500 training images become val
     python benchmarks/cifar10.py search HELD_OUT RUNS    # the pure MLP and row B at each weight decay
     python benchmarks/cifar10.py test DATA RUNS          # each at the weight decay chosen for it, B also at the other
+    python benchmarks/cifar10.py curve DATA RUNS         # each at the weight decay chosen for it, fewer and more images
 
-DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images only ``test`` reads. ``search`` and
-``test`` train what is missing, resume what was interrupted, and write results/cifar10_search and results/cifar10_test;
-``--table`` only writes, from the runs that are finished.
+DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images ``search`` does not read. It,
+``test`` and ``curve`` train what is missing, resume what was interrupted, and write results/cifar10_search and so on;
+``--table`` only writes, from the runs that are finished. The curve shares the runs of the test.
 """
 
 import csv
@@ -22,13 +23,15 @@ from common import options, table, write
 
 ROWS = {"pure-mlp": "Pure MLP", "no-local": "B: no Local Perceptron"}
 DECAYS = ("1e-4", "5e-4", "2e-3")
-TESTED = (("no-local", "5e-4"), ("pure-mlp", "2e-3"), ("no-local", "2e-3"))
-#: Steps, and each row with its weight decay and seed.
-STUDIES = {
-    "search": (600, [(row, decay, 0) for row in ROWS for decay in DECAYS]),
-    "test": (1500, [(*run, seed) for seed in (0, 1) for run in TESTED]),
-}
+CHOSEN = (("pure-mlp", "2e-3"), ("no-local", "5e-4"))
 IMAGES = 5000
+#: Steps, and the runs: row, weight decay, number of training images, seed.
+STUDIES = {
+    "search": (600, [(row, decay, IMAGES, 0) for row in ROWS for decay in DECAYS]),
+    "test": (1500, [(*run, IMAGES, seed) for seed in (0, 1) for run in (*CHOSEN, ("no-local", "2e-3"))]),
+    "curve": (1500, [(*run, images, seed) for seed in (0, 1) for images in (1000, IMAGES, 20000) for run in CHOSEN]),
+}
+FOLDERS = {"search": "search", "test": "test", "curve": "test"}
 HELD_OUT = 500  # images of each class
 RECIPE: dict[str, Any] = {
     "model": "repmlp_cifar",
@@ -57,22 +60,22 @@ def split(source: Path, target: Path) -> None:
 
 def train(study: str, data: Path, runs: Path) -> None:
     steps, rows = STUDIES[study]
-    for row, decay, seed in rows:
-        recipe = runs / f"{study}-{decay}.yaml"
+    for row, decay, images, seed in rows:
+        recipe = runs / f"{FOLDERS[study]}-{decay}.yaml"
         runs.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
-        command = ["ablate", recipe, recipe.with_suffix(""), "--rows", row, "--images", IMAGES, "--steps", steps]
+        command = ["ablate", recipe, recipe.with_suffix(""), "--rows", row, "--images", images, "--steps", steps]
         subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(seed)], check=True)
 
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
     """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
     found = []
-    for row, decay, seed in STUDIES[study][1]:
-        run = runs / f"{study}-{decay}" / f"images-{IMAGES}" / row / f"seed-{seed}"
+    for row, decay, images, seed in STUDIES[study][1]:
+        run = runs / f"{FOLDERS[study]}-{decay}" / f"images-{images}" / row / f"seed-{seed}"
         if not (run / "converted.json").exists():
             continue
-        result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "seed": seed}
+        result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
         result["accuracy"] = json.loads((run / "test.json").read_text())["accuracy"]
         converted = json.loads((run / "converted.json").read_text())
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
@@ -104,6 +107,7 @@ def main() -> None:
         [
             ROWS[r["row"]],
             f"{r['weight_decay']:g}",
+            f"{r['images']:,}",
             f"{r['seed']}",
             f"{r['accuracy']:.2%}",
             f"{r['deploy_accuracy']:.2%}",
@@ -112,9 +116,9 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings: dict[str, Any] = {"images": IMAGES, "steps": STUDIES[args.what][0]}
+    settings: dict[str, Any] = {"steps": STUDIES[args.what][0]}
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
-    header = ["row", "weight decay", "seed", f"{which} accuracy", "deploy form", "training loss"]
+    header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))
 
 
