@@ -7,12 +7,14 @@
 
 DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images ``search`` does not read. It,
 ``test`` and ``curve`` train what is missing, resume what was interrupted, and write results/cifar10_search and so on;
-``--table`` only writes, from the runs that are finished. The curve shares the runs of the test.
+``--table`` only writes, from the runs that are finished. The curve shares the runs of the test, and draws
+docs/images/cifar10_curve.png and cifar10_energy.png, the latter from the networks of seed 0 on 5,000 images.
 """
 
 import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,13 @@ from typing import Any
 
 import yaml
 from common import options, table, write
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from repmlp import load_model
+from repmlp.plot import plot_energy
+from repmlp.plot.ablation import COLORS
+from repmlp.plot.saving import save_figure, style_axes
 
 ROWS = {"pure-mlp": "Pure MLP", "no-local": "B: no Local Perceptron"}
 DECAYS = ("1e-4", "5e-4", "2e-3")
@@ -32,6 +41,7 @@ STUDIES = {
     "curve": (1500, [(*run, images, seed) for seed in (0, 1) for images in (1000, IMAGES, 20000) for run in CHOSEN]),
 }
 FOLDERS = {"search": "search", "test": "test", "curve": "test"}
+IMAGES_OF_DOCS = Path(__file__).parents[1] / "docs" / "images"
 HELD_OUT = 500  # images of each class
 RECIPE: dict[str, Any] = {
     "model": "repmlp_cifar",
@@ -72,7 +82,7 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
     """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
     found = []
     for row, decay, images, seed in STUDIES[study][1]:
-        run = runs / f"{FOLDERS[study]}-{decay}" / f"images-{images}" / row / f"seed-{seed}"
+        run = run_folder(study, runs, row, decay, images, seed)
         if not (run / "converted.json").exists():
             continue
         result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
@@ -82,6 +92,35 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
         result["train_loss"] = train_loss(run)
         found.append(result)
     return found
+
+
+def run_folder(study: str, runs: Path, row: str, decay: str, images: int, seed: int) -> Path:
+    return runs / f"{FOLDERS[study]}-{decay}" / f"images-{images}" / row / f"seed-{seed}"
+
+
+def draw(found: list[dict[str, Any]], runs: Path) -> None:
+    """Each row's accuracy against the number of images, a line through the means; and how local its FC3 is."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row, title in ROWS.items():
+        scores: dict[int, list[float]] = {}
+        for result in found:
+            if result["row"] == row:
+                scores.setdefault(result["images"], []).append(100 * result["accuracy"])
+        numbers = sorted(scores)
+        axes.plot(numbers, [statistics.mean(scores[n]) for n in numbers], color=COLORS[row], label=title)
+        for n in numbers:
+            axes.plot([n] * len(scores[n]), scores[n], "o", color=COLORS[row], markersize=5, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{n:,}" for n in numbers])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="training images", ylabel="top-1 accuracy on the test images, %")
+    axes.set_title(f"{STUDIES['curve'][0]:,} steps each; a point for each run", fontsize=9)
+    style_axes(axes)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, IMAGES_OF_DOCS / "cifar10_curve.png")
+    models = {row: load_model(run_folder("curve", runs, row, decay, IMAGES, 0)) for row, decay in CHOSEN}
+    plot_energy(models, IMAGES_OF_DOCS / "cifar10_energy.png", ROWS)
 
 
 def train_loss(run: Path) -> float:
@@ -120,6 +159,8 @@ def main() -> None:
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
     header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))
+    if args.what == "curve":
+        draw(found, args.output)
 
 
 if __name__ == "__main__":
