@@ -197,13 +197,15 @@ def file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
-def statement_of(mutant: Mutant) -> tuple[set[str], bool]:
-    """The lines of the statement that a mutant changes, and whether it runs at import."""
+def statement_of(mutant: Mutant) -> tuple[set[str], bool, bool]:
+    """The lines of the statement that a mutant changes; whether it runs at import; whether its result is cached."""
     tree, line = ast.parse((ROOT / mutant["file"]).read_text()), mutant["line"]
     around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= _end(node)]
     functions = ast.FunctionDef | ast.AsyncFunctionDef
     inside = any(isinstance(node, functions) and line > _header_end(node) for node in around)
-    return {f"{mutant['file']}:{n}" for n in range(around[-1].lineno, _header_end(around[-1]) + 1)}, not inside
+    lines = {f"{mutant['file']}:{n}" for n in range(around[-1].lineno, _header_end(around[-1]) + 1)}
+    decorators = [part for node in around if isinstance(node, functions) for part in node.decorator_list]
+    return lines, not inside, any("cache" in ast.unparse(part) for part in decorators)
 
 
 def _end(node: ast.stmt) -> int:
@@ -233,8 +235,9 @@ class Mutants:
             before = done.get(name_of(mutant))
             if before and not (self.arguments.again and before["result"] == "survived"):
                 continue
-            lines, at_import = statement_of(mutant)
-            all_tests = [test for test, (_, reached) in reach.items() if at_import or not lines.isdisjoint(reached)]
+            lines, at_import, cached = statement_of(mutant)
+            any_test = at_import or cached  # of which most do not reach the line itself, but use what it made
+            all_tests = [test for test, (_, reached) in reach.items() if any_test or not lines.isdisjoint(reached)]
             tests = self._affordable(mutant, all_tests, reach)
             meet = in_fresh_process if at_import else self._in_fork
             result = meet(mutant, tests, self.arguments.seconds) if tests else "survived"
