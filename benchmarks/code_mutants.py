@@ -201,6 +201,8 @@ def statement_of(mutant: Mutant) -> tuple[set[str], bool, bool]:
     """The lines of the statement that a mutant changes; whether it runs at import; whether its result is cached."""
     tree, line = ast.parse((ROOT / mutant["file"]).read_text()), mutant["line"]
     around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno <= line <= _end(node)]
+    if not around:  # a decorator
+        return set(), True, False
     functions = ast.FunctionDef | ast.AsyncFunctionDef
     inside = any(isinstance(node, functions) and line > _header_end(node) for node in around)
     lines = {f"{mutant['file']}:{n}" for n in range(around[-1].lineno, _header_end(around[-1]) + 1)}
