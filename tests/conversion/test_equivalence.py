@@ -284,6 +284,8 @@ def test_example_inputs_have_the_size_that_the_model_states():
 
 def test_a_model_that_states_no_size_needs_inputs():
     model = nn.Sequential(ConvNorm(3, 4))
+    with pytest.raises(ValueError, match="Conv2d does not state its input size"):  # it states its channels
+        example_inputs(nn.Conv2d(3, 4, 1))
     with pytest.raises(
         ValueError, match=r"Sequential does not state its input size: pass inputs, a tensor \(N, C, H, W\)"
     ):

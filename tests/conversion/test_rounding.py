@@ -36,10 +36,14 @@ def test_seeds_round_differently_and_the_same_seed_does_not():
     assert not torch.equal(a, c)
 
 
-def test_tiles_are_longer_than_their_pool():
-    x = tiled(torch.arange(7), torch.Size([3, 9]), torch.Generator().manual_seed(0))
-    assert x.shape == (3, 9)
-    assert torch.equal(x.flatten()[7:14], x.flatten()[:7])
+@pytest.mark.parametrize("numbers", [1, 99, 100, 101, 250, 1000])
+def test_tiled_numbers_come_from_the_pool_in_its_order(numbers):
+    pool = torch.arange(100.0)
+    for seed in range(5):
+        x = tiled(pool, torch.Size([numbers]), torch.Generator().manual_seed(seed))
+        assert torch.equal(x, (x[0] + torch.arange(float(numbers))) % 100)
+    pool.zero_()
+    assert x.any() or numbers == 1  # a copy
 
 
 def test_tensors_of_nested_outputs():

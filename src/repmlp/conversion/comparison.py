@@ -202,7 +202,7 @@ class Comparison:
             args, kwargs, groups = probes.draw()
             a, b = (run(module, args, kwargs) for module in (modules[0], others[0]))
             if first:
-                exact, needed = largest_deviation(a, b), _rows_needed(a, groups, len(probes.profiles))
+                exact, needed = largest_deviation(a, b), rows_needed(a, groups, len(probes.profiles))
                 if not final and exact.relative > _HOPELESS:
                     return None
                 native = [run(m, *cast((args, kwargs), dtype_of(m))) for m in (modules[2], others[2])]
@@ -310,7 +310,7 @@ def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         ) from error
 
 
-def _rows_needed(output: object, groups: Tensor | None, profiles: int) -> int:
+def rows_needed(output: object, groups: Tensor | None, profiles: int) -> int:
     """Rows of probes until each group of rows and each channel has enough samples."""
     if groups is None:
         return 1
