@@ -361,6 +361,14 @@ def test_zero_images_are_refused_and_one_is_enough(model, deployed):
     assert repmlp.verify(model, deployed, torch.randn(1, 3, 16, 16))
 
 
+@pytest.mark.parametrize("tolerance", [-1e-9, float("nan")])
+def test_a_tolerance_is_zero_or_more(model, deployed, tolerance):
+    with pytest.raises(ValueError, match="but has to be 0 or more"):
+        repmlp.verify(model, deployed, tolerance=tolerance)
+    assert repmlp.verify(model, deployed, tolerance=0.5)
+    assert repmlp.verify(model, model, tolerance=0)
+
+
 def test_models_that_rounding_changes_too_much_are_not_called_equal_as_a_whole():
     """Compared by module they are."""
     torch.manual_seed(0)

@@ -268,6 +268,12 @@ CHANGES = {
     ),
     "simulated int8": lambda block: add_fake_quant_hooks(block, bits=4),
     "a hook": lambda block: first_branch(block).register_forward_hook(lambda module, args, output: 2 * output),
+    "a hook on gradients": lambda block: first_branch(block).register_full_backward_hook(
+        lambda module, inputs, outputs: tuple(2 * gradient for gradient in inputs)
+    ),
+    "a hook before gradients": lambda block: first_branch(block).register_full_backward_pre_hook(
+        lambda module, outputs: tuple(2 * gradient for gradient in outputs)
+    ),
 }
 
 
@@ -278,7 +284,9 @@ def test_what_only_the_branches_compute_is_left_to_them(change):
         torch.manual_seed(0)
         block, x = block_and_input(batch_statistics=way)
         CHANGES[change](block)
-        outputs.append(block(x))
+        y = block(x.requires_grad_())
+        y.square().sum().backward()
+        outputs.append(torch.cat([y.flatten(), x.grad.flatten()]))
     assert_same(*outputs)
 
 

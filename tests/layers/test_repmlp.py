@@ -12,6 +12,7 @@ from torch import nn
 import reference
 from compare import assert_close, assert_same
 from repmlp import RepMLP
+from repmlp.layers.partitioned import padded_size
 from tiny import BLOCK as EXAMPLE
 from weights import randomize
 
@@ -139,6 +140,20 @@ def test_an_input_in_channels_last(config):
     block, x = block_and_input(config)
     for form in (block, converted(block)):
         assert_close(form(x.to(memory_format=torch.channels_last)), form(x).detach(), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("feature", "partition", "padded"),
+    [((8, 8), (4, 4), (8, 8)), ((9, 9), (4, 4), (12, 12)), ((5, 9), (4, 5), (8, 10)), ((1, 7), (3, 8), (3, 8))],
+)
+def test_a_map_is_padded_to_the_next_multiples_of_a_partition(feature, partition, padded):
+    assert padded_size(feature, partition) == padded
+
+
+def test_the_defaults_are_the_papers():
+    shapes = {name: tensor.shape for name, tensor in RepMLP(4, 4, 16, 8).state_dict().items()}
+    block = RepMLP(4, 4, 16, 8, kernel_sizes=[1, 3, 5], groups=1, global_reduction=1, pad=False)
+    assert shapes == {name: tensor.shape for name, tensor in block.state_dict().items()}
 
 
 def test_an_empty_batch(config):

@@ -103,6 +103,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, plai
     assert proof.exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a long text\nUnsupported global: GLOBAL x.y was not an allowed global by default. Allow it", "GLOBAL x.y"),
+        ("one line\nanother", "one line"),
+        ("", "UnpicklingError"),
+    ],
+)
+def test_a_refusal_names_the_object_or_what_pytorch_says(tmp_path, monkeypatch, text, reason):
+    def load(*args, **kwargs):
+        raise pickle.UnpicklingError(text)
+
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match=rf"reading that could run code \(.*{reason}.*\)\. Ask its owner"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("new", [True, False])
 def test_a_truncated_file(weights, tmp_path, new):
     torch.save(weights, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
