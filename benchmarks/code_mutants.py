@@ -12,6 +12,7 @@ meanwhile.
 
     python benchmarks/code_mutants.py --lines FILE            # 500 mutants, at most a minute of tests for each
     python benchmarks/code_mutants.py --lines FILE --again    # those that survived meet all tests that reach them
+    python benchmarks/code_mutants.py --lines NEW --again tests/x.py    # or those of a file
 """
 
 import argparse
@@ -266,7 +267,7 @@ class Mutants:
                 file.write_text(json.dumps(plugin.result()))
                 os._exit(0)
             if os.waitpid(child, 0)[1]:
-                raise RuntimeError(f"tests fail without a mutant: run pytest {' '.join(TESTS)}")
+                raise RuntimeError(f"tests fail without a mutant: run pytest {' '.join(self.arguments.tests)}")
         return json.loads(file.read_text())
 
     def _affordable(self, mutant: Mutant, tests: list[str], reach: dict[str, tuple[float, list[str]]]) -> list[str]:
@@ -344,6 +345,7 @@ def in_fresh_process(mutant: Mutant, tests: list[str], seconds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tests", nargs="*", default=TESTS, help="files or folders; all of the rooms by default")
     parser.add_argument("--mutants", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=180, help="for one test")
@@ -356,7 +358,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "src"))
     os.chdir(ROOT)
     options = ["-q", "-s", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    sys.exit(pytest.main([*options, *TESTS], plugins=[Mutants(arguments)]))
+    sys.exit(pytest.main([*options, *arguments.tests], plugins=[Mutants(arguments)]))
 
 
 if __name__ == "__main__":
