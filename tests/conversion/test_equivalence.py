@@ -68,6 +68,7 @@ def test_a_model_equals_itself_exactly(model):
     report = repmlp.verify(model, model)
     assert report
     assert {(e.maximum, e.relative) for row in report.blocks for e in (row.native, row.float64)} == {(0.0, 0.0)}
+    assert {row.ratio for row in (*report.blocks, report.network)} == {0.0}
 
 
 def test_a_root_that_is_a_block():

@@ -1,4 +1,6 @@
-"""Norms that are synchronized keep what they were; what they compute is tested with two processes."""
+"""Norms that are synchronized keep what they were; tests/training/test_processes.py has two processes."""
+
+import copy
 
 import pytest
 import torch
@@ -7,6 +9,13 @@ from torch import nn
 from repmlp.layers import convert_sync_batchnorm
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def test_one_process_has_nothing_to_synchronize():
@@ -40,3 +49,32 @@ def test_a_model_that_is_a_norm_and_one_that_cannot_be_synchronized():
     with pytest.raises(ValueError, match="BatchNorm3d cannot be synchronized on cpu: train without sync_bn"):
         convert_sync_batchnorm(model, 2, CPU)
     assert type(model[0]) is nn.BatchNorm1d
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 5)])
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}])
+def test_with_one_process_it_computes_what_the_norm_does(one_process, settings, shape):
+    make = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    norm = make(3, dtype=torch.float64, **settings)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    synchronized = convert_sync_batchnorm(copy.deepcopy(norm), 2, CPU)
+    for _ in range(3):
+        x = (5 + torch.randn(shape, dtype=torch.float64)).requires_grad_()
+        x2 = x.detach().clone().requires_grad_()
+        y, y2 = norm(x), synchronized(x2)
+        torch.testing.assert_close(y2, y)
+        y.pow(3).sum().backward()
+        y2.pow(3).sum().backward()
+        torch.testing.assert_close(x2.grad, x.grad)
+    for mine, theirs in zip(synchronized.parameters(), norm.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    for key, value in norm.state_dict().items():
+        torch.testing.assert_close(synchronized.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_input_without_channels_is_an_error(training):
+    norm = convert_sync_batchnorm(nn.BatchNorm1d(3), 2, CPU).train(training)
+    with pytest.raises(ValueError, match=r"expected an input of shape \(N, C, \.\.\.\), got \(3,\)"):
+        norm(torch.zeros(3))
