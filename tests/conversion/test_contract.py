@@ -14,6 +14,7 @@ from repmlp.conversion import (
     needs_reparameterize,
     reparameterize,
 )
+from repmlp.conversion.converters import converter
 from repmlp.layers import ConvNorm
 
 
@@ -88,6 +89,20 @@ def test_a_fuse_that_is_no_converter_is_left_alone():
     assert [name for name, _ in iter_reparameterizable(model)] == ["2", "3"]
     converted = reparameterize(model)
     assert [type(m) for m in converted] == [NeedsArguments, NoMethod, nn.Identity, Block]
+
+
+def test_the_first_method_that_needs_no_arguments_converts_a_block():
+    class Several(nn.Module):
+        def fuse(self, x):
+            pass
+
+        def reparameterize(self):
+            pass
+
+        def switch_to_deploy(self):
+            pass
+
+    assert converter(Several()) == "reparameterize"
 
 
 def test_a_network_of_timm_is_no_block_but_its_modules_are():

@@ -144,3 +144,14 @@ def test_a_usual_channel_is_one_that_rounding_moves(dead):
         tally = Tally()
         tally.add(x, other, [(x, moved)])
         assert (tally.verdict().ratio < LIMIT) == within
+
+
+def test_the_effect_of_rounding_is_that_of_the_output_that_it_moves_most():
+    x = torch.tensor([[3.0, 4.0]]).double()  # of norm 5
+    output, zero = {"a": x, "b": x, "zero": 0 * x}, 0 * x
+    tally = Tally()
+    for factor in (2, 1):  # two batches
+        moved = {"a": x + 0.5, "b": factor * x, "zero": zero}
+        tally.add(output, output, [(output, moved)])
+    assert tally.relative_rounding() == pytest.approx((25 / 50) ** 0.5)  # of b; a is moved by (1 / 50) ** 0.5
+    assert Tally().relative_rounding() == 0.0
