@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import repmlp
+from repmlp.conversion.differences import same_weights, translate
 from repmlp.layers import ConvNorm
 from weights import randomize
 
@@ -190,3 +191,25 @@ def test_one_weight_of_fc3_is_found_in_every_dtype(dtype, change):
         fc3.weight[0, 3, 5] += change * fc3.weight.std()
     first = repmlp.verify(block, deployed).first_difference
     assert (first.name, first.tensor) == ("whole network", "partition_perceptron.fc3.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("stem", "first"), ("stem.conv", "first.conv"), ("stem.bn", "norm"), ("stem.bn.a", "norm.a"), ("stems", "stems")],
+)
+def test_the_longest_part_of_a_name_is_translated(name, other):
+    for names in ({"stem": "first", "stem.bn": "norm"}, {"stem.bn": "norm", "stem": "first"}):
+        assert translate(name, names) == other
+
+
+def test_weights_are_the_same_up_to_one_rounding_and_never_of_another_shape_or_kind():
+    x = torch.tensor([1.0, -3.0, 0.0])
+    half = x.to(torch.bfloat16)
+    assert same_weights(x, x.double())
+    assert same_weights(x * (1 + 1e-4), half)  # the coarser dtype counts
+    assert not same_weights(x * (1 + 1e-4), x)
+    assert not same_weights(x, x.reshape(1, 3))
+    assert not same_weights(x, x.expand(2, 3))
+    assert not same_weights(x, x.long())
+    assert same_weights(x.long(), x.long())
+    assert not same_weights(x.long(), x.long() + 1)

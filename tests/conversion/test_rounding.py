@@ -29,6 +29,15 @@ def test_a_rounded_copy_moves_each_weight_by_half_a_unit_in_the_last_place(dtype
     assert model[0].weight.dtype == dtype
 
 
+def test_a_buffer_with_two_names_is_rounded_under_both():
+    model = nn.Module()
+    model.register_buffer("one", torch.ones(5))
+    model.register_buffer("two", model.one)
+    rounded = rounded_copy(model, 0)
+    assert (rounded.one != 1).all()
+    assert (rounded.two != 1).all()
+
+
 def test_seeds_round_differently_and_the_same_seed_does_not():
     model = nn.Linear(50, 50)
     a, b, c = (rounded_copy(model, seed).weight for seed in (0, 0, 1))

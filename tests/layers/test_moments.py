@@ -312,6 +312,14 @@ def test_moments_pay_on_narrow_maps_with_many_rows(C, h, g, kernel_sizes, rows, 
     assert prefer_moments(rows, features, features, (h, h), kernel_sizes) == pays
 
 
+@pytest.mark.parametrize("rows", [100, 300, 1000, 3000, 10000])
+@pytest.mark.parametrize("size", [(2, 8), (4, 16), (7, 3)])
+def test_the_rule_does_not_tell_height_from_width(size, rows):
+    features = 4 * size[0] * size[1]
+    ways = [prefer_moments(rows, features, features, s, CONVS[:2]) for s in (size, size[::-1])]
+    assert ways[0] == ways[1]
+
+
 def test_what_makes_moments_pay():
     def pay(rows=2048, channels=4, kernel_sizes=CONVS):
         return prefer_moments(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)

@@ -131,7 +131,7 @@ def grouped_weight(fc: Any) -> Tensor:
 
 
 def build_local_perceptron(
-    fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]] = (1, 3), class_token: bool = False
+    fc: Any, grid: tuple[int, int], kernel_sizes: Iterable[int | tuple[int, int]], class_token: bool = False
 ) -> LocalPerceptron:
     """Build a Local Perceptron in parallel with a token-mixing FC. Its BN weights, hence its output, start at zero.
 
