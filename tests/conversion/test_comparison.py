@@ -1,6 +1,7 @@
 """Which module is named when two models differ, and what a larger module may make up for."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -213,3 +214,18 @@ def test_weights_are_the_same_up_to_one_rounding_and_never_of_another_shape_or_k
     assert not same_weights(x, x.long())
     assert same_weights(x.long(), x.long())
     assert not same_weights(x.long(), x.long() + 1)
+
+
+def test_a_change_before_a_folded_norm_is_told_from_the_fold():
+    layers = {"fc0": nn.Linear(4, 5), "fc1": nn.Linear(5, 6), "bn1": nn.BatchNorm1d(6), "fc2": nn.Linear(6, 7)}
+    model = randomize(nn.Sequential(OrderedDict(layers))).double()
+    x = torch.randn(8, 4).double()
+    deployed = repmlp.fold_norms(model, x)
+    assert [row.name for row in repmlp.verify(model, deployed, x).blocks] == ["fc1 + bn1"]
+    for name in ("fc0", "fc2"):
+        changed = copy.deepcopy(deployed)
+        change(changed, f"{name}.weight")
+        report = repmlp.verify(model, changed, x)
+        assert not report
+        assert {row.name for row in report.blocks} == {"fc1 + bn1", name}
+        assert report.worst_block.name == name
