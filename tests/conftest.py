@@ -16,3 +16,10 @@ torch.set_num_threads(1)  # tensors here are small, and tests run in several pro
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """Fixtures that several tests share are made before a test is seeded: the same ones, whatever test comes first."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
