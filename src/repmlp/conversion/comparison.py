@@ -66,7 +66,7 @@ class Comparison:
     def __init__(self, a: nn.Module, b: nn.Module, names: Mapping[str, str], tolerance: float | None) -> None:
         self.native = (a, b)
         self.wide = (wide_copy(a), wide_copy(b))
-        self.rounded = (rounded_copy(a, 0), rounded_copy(b, 1))
+        self.rounded = (rounded_copy(a, 0, b), rounded_copy(b, 1, a))
         self.names, self.tolerance = names, tolerance
         self.pairs = paired_modules(a, b, names)
         self.differences = find_differences(self.pairs)

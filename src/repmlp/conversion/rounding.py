@@ -134,19 +134,24 @@ def widened(t: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rounded_copy(model: nn.Module, seed: int) -> nn.Module:
+def rounded_copy(model: nn.Module, seed: int, compared: nn.Module | None = None) -> nn.Module:
     """A copy in float64, in eval mode, with each weight moved by half a unit in the last place of its dtype.
 
-    Up or down at random, never by less: so a channel that hangs on a few weights does not look exact by chance.
+    Up or down at random, never by less: so a channel that hangs on a few weights does not look exact by chance. If all
+    weights of the model that it is compared with are of one coarser dtype, that counts instead of its own: the effect
+    of that rounding is then measured on both, and cancels by chance less often.
     """
     wide = wide_copy(model)
+    others = {t.dtype for t in (*compared.parameters(), *compared.buffers())} if compared is not None else set()
+    others = {dtype for dtype in others if dtype.is_floating_point}
+    coarse = torch.finfo(*others).eps if len(others) == 1 else 0.0
     originals = {**dict(model.named_parameters()), **dict(model.named_buffers(remove_duplicate=False))}
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*wide.named_parameters(), *wide.named_buffers(remove_duplicate=False)):
         dtype = originals[name].dtype
         if dtype.is_floating_point:
             info = torch.finfo(dtype)
-            step = (tensor.abs() * (info.eps / 2)).clamp_(min=info.smallest_normal * info.eps / 2)
+            step = (tensor.abs() * (max(info.eps, coarse) / 2)).clamp_(min=info.smallest_normal * info.eps / 2)
             tensor.add_(step.mul_(tiled(_signs(), tensor.shape, generator).to(tensor.device)))
     return wide
 
