@@ -7,6 +7,7 @@ float32, int8 weights only, and static int8.
 Weights are random: latency does not depend on them. Run it on an otherwise idle machine:
 
     python benchmarks/int8_vs_int8.py --threads 1
+    python benchmarks/int8_vs_int8.py --threads 1 --precisions float32 int8    # on a CPU without bf16 instructions
 """
 
 import tempfile
@@ -40,9 +41,9 @@ def best(measurements: list[Measurement], name: str, precision: str, batch: int)
     return min(rows, key=lambda m: m.seconds.median)
 
 
-def against_resnet(measurements: list[Measurement]) -> Iterator[list[str]]:
+def against_resnet(measurements: list[Measurement], precisions: list[str]) -> Iterator[list[str]]:
     """Rows of the first table: each precision and batch, the fastest engine of both networks."""
-    for precision in TOLERANCES:
+    for precision in precisions:
         for batch in BATCHES:
             ours, theirs = (best(measurements, name, precision, batch) for name in NETWORKS)
             cells = [f"{m.seconds.median * 1e3:.1f} ({m.engine})" for m in (ours, theirs)]
@@ -75,12 +76,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each alternative, in turn")
+    parser.add_argument("--precisions", nargs="+", choices=[*TOLERANCES], default=[*TOLERANCES])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         names = [save(name, scratch) for name in NETWORKS]
         measurements = bench(
-            names, ENGINES, BATCHES, tuple(TOLERANCES), threads=args.threads, rounds=args.rounds, report=print
+            names, ENGINES, BATCHES, tuple(args.precisions), threads=args.threads, rounds=args.rounds, report=print
         )
         light = list(methods(names[0], args.threads, args.rounds, scratch))
     every = [
@@ -89,7 +91,10 @@ def main() -> None:
     ]
     of_light = [[r["way"], str(r["batch"]), str(r["median"]), f"{r['MB']:.1f}"] for r in light]
     tables = [
-        table(["precision", "batch", *(f"{n}, ms" for n in NETWORKS), "speed"], [*against_resnet(measurements)]),
+        table(
+            ["precision", "batch", *(f"{n}, ms" for n in NETWORKS), "speed"],
+            [*against_resnet(measurements, args.precisions)],
+        ),
         table(["Light", "batch", "ms", "MB"], of_light),
         table(["network", "engine", "precision", "batch", "ms", "error"], every),
     ]

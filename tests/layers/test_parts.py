@@ -178,3 +178,22 @@ def test_few_groups_train_as_one_product_each_and_give_bn_a_contiguous_tensor():
     assert few.train()(torch.randn(5, 8)).is_contiguous()
     for layer, x in ((few, torch.randn(5, 8)), (many, torch.randn(5, 9))):
         assert_close(layer.train()(x).detach(), layer.eval()(x).detach(), 1e-6)
+
+
+def test_the_local_perceptron_trains_in_channels_last_and_hands_on_contiguous_values_and_gradients():
+    build, shape = PARTS["LocalPerceptron"]
+    part, inside = build().train(), []
+
+    def record(conv, args, y):
+        inside.append(args[0])
+        y.register_hook(inside.append)
+
+    for branch in part.branches.values():
+        branch.conv.register_forward_hook(record)
+    x = torch.randn(shape, requires_grad=True)
+    y = part(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert len(inside) == 2 * len(part.branches)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in inside)
+    assert y.is_contiguous()
+    assert gradient.is_contiguous()
