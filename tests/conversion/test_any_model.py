@@ -87,6 +87,8 @@ def test_a_module_that_writes_into_an_argument_is_compared_with_what_is_around_i
 def test_a_model_that_returns_no_numbers_is_refused(function):
     with pytest.raises(ValueError, match="Calls returns no numbers to compare"):
         repmlp.verify(*[Calls(function, nn.Conv2d(4, 4, 1)) for _ in "ab"], X)
+    with pytest.raises(ValueError, match="Calls returns no numbers to compare"):
+        repmlp.verify(Calls(function, nn.Conv2d(4, 4, 1)), lambda x: function(None, x), X)
 
 
 def test_an_unused_layer_hides_no_other():

@@ -129,7 +129,12 @@ def test_an_error_that_another_makes_up_for_is_none(model, deployed):
         b.first.bias *= 3
         b.second.weight /= 3
     x = torch.randn(8, 4)
-    assert repmlp.verify(a, b, x)
+    report = repmlp.verify(a, b, x)
+    assert report
+    assert [row.name for row in report.blocks] == []  # it is the whole network that is compared
+    inside = repmlp.verify(nn.Sequential(nn.ReLU(), a), nn.Sequential(nn.ReLU(), b), x)
+    assert inside
+    assert [row.name for row in inside.blocks] == ["1"]
     with torch.no_grad():
         b.second.weight[2, 1] *= 1.001
     report = repmlp.verify(a, b, x)

@@ -290,6 +290,7 @@ def test_example_inputs_have_the_size_that_the_model_states():
     assert (x.shape, x.dtype) == ((3, 1, 16, 16), torch.float64)
     rectangular = timm.create_model("repmlp_cifar", **{**SMALL, "img_size": (16, 24)})
     assert example_inputs(rectangular).shape == (8, 3, 16, 24)
+    assert example_inputs(rectangular, 1).shape == (1, 3, 16, 24)
     block = repmlp.RepMLP(4, 4, (4, 6), (2, 3), (1,))
     assert example_inputs(block).shape == (8, 4, 4, 6)
     assert_same(example_inputs(block), example_inputs(block))

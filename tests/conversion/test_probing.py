@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from repmlp.conversion.comparison import rows_needed
 from repmlp.conversion.probing import (
@@ -15,6 +16,7 @@ from repmlp.conversion.probing import (
     SIZES_AND_SIGNS,
     Probes,
     Spec,
+    record_calls,
 )
 
 CPU = torch.device("cpu")
@@ -71,6 +73,11 @@ def probes_drawn(*shape: int, calls: int) -> torch.Tensor:
     return x
 
 
+def test_single_rows_take_each_profile_once():
+    one = probes(1, 4)
+    assert [int(one.draw()[2]) for _ in PROFILES] == [size for size, _ in PROFILES]
+
+
 def test_inputs_without_rows_have_no_groups():
     assert probes().draw()[2] is None
     assert Probes(((torch.ones(2),), {})).draw()[2] is None
@@ -103,3 +110,40 @@ def test_a_large_map_needs_one_row_of_each_size():
     assert rows_needed(large, groups, 2 * len(PROFILES)) == MIN_ROUNDS * 2 * len(PROFILES)
     assert rows_needed(large, None, len(PROFILES)) == 1
     assert rows_needed((large, large[..., :1]), groups, len(PROFILES)) > SIZES_AND_SIGNS  # the smaller one decides
+
+
+def test_outputs_without_channels_count_one_sample_a_row():
+    groups = torch.zeros(4)
+    assert rows_needed(torch.zeros(4), groups, len(PROFILES)) == rows_needed(torch.zeros(4, 5), groups, len(PROFILES))
+
+
+@pytest.mark.parametrize(("x", "scale"), [(torch.full((2, 3), -100.0), 100.0), (torch.zeros(2, 3), 1.0)])
+def test_a_call_is_recorded_by_the_size_of_its_input(x, scale):
+    layer = nn.Linear(3, 4)
+    with record_calls({"layer": layer}) as calls:
+        layer(x)
+    ((spec,), kwargs) = calls.arguments["layer"]
+    assert (spec.shape, spec.scale, kwargs) == (x.shape, scale, {})
+
+
+class InARow(nn.Module):
+    """Layers that return one tensor, several, or something else than a tensor, in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.bn = nn.Sequential(nn.Conv1d(6, 6, 1)), nn.BatchNorm1d(6)
+        self.attention, self.last = nn.MultiheadAttention(6, 2), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.inner(x)).mT
+        y, _ = self.attention(y, y, y)
+        return self.last(y)
+
+
+def test_only_layers_without_layers_of_their_own_follow_each_other():
+    model = InARow().eval()
+    names = {name: module for name, module in model.named_modules() if name}
+    with record_calls(names) as calls:
+        model(torch.randn(2, 6, 5))
+    assert calls.followers == {"inner.0": {"bn"}}
+    assert calls.arguments.keys() >= {"inner", "inner.0", "bn", "attention", "last"}
