@@ -234,3 +234,30 @@ def test_a_change_before_a_folded_norm_is_told_from_the_fold():
         assert not report
         assert {row.name for row in report.blocks} == {"fc1 + bn1", name}
         assert report.worst_block.name == name
+
+
+class Picks(nn.Module):
+    """Channels by number, each with a weight: integers beside weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1, 1))
+        self.register_buffer("index", torch.tensor([2, 0, 3]))
+
+    def forward(self, x):
+        return x[:, self.index] * self.weight
+
+
+@pytest.mark.parametrize(("tensor", "named"), [("weight", "0.weight"), ("index", "0.index")])
+def test_a_layer_may_hold_integers_beside_its_weights(tensor, named):
+    a = nn.Sequential(Picks(), nn.Conv2d(3, 2, 1))
+    b = copy.deepcopy(a)
+    assert repmlp.verify(a, b, X)
+    with torch.no_grad():
+        if tensor == "weight":
+            b[0].weight[1] *= 1.001
+        else:
+            b[0].index[1] = 1
+    report = repmlp.verify(a, b, X)
+    assert not report
+    assert report.first_difference.tensor == named
