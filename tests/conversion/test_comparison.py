@@ -242,7 +242,7 @@ class Picks(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, 1, 1))
-        self.register_buffer("index", torch.tensor([2, 0, 3]))
+        self.register_buffer("index", torch.tensor([2, 0, 1]))
 
     def forward(self, x):
         return x[:, self.index] * self.weight
