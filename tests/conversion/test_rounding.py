@@ -98,18 +98,19 @@ def test_deviation():
         deviation(torch.ones(1, 2), torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 3, 3), (8, 7, 5)])
-def test_the_verdict_is_that_of_the_worst_channel(shape):
+@pytest.mark.parametrize("worst", range(5))
+@pytest.mark.parametrize("shape", [(64, 5), (64, 5, 3, 3), (64, 7, 5)])
+def test_the_verdict_is_that_of_the_worst_channel(shape, worst):
     x = torch.randn(shape, dtype=torch.float64)
     axis = 2 if len(shape) == 3 else 1
     noise, error = (1e-8 * torch.randn(shape, dtype=torch.float64) for _ in range(2))
     channel = [1.0] * 5
-    channel[3] = 100.0
+    channel[worst] = 100.0
     error = error * torch.tensor(channel).view([-1 if i == axis else 1 for i in range(len(shape))])
     tally = Tally()
     tally.add(x, x + error, [(x, x + noise)])
     verdict = tally.verdict()
-    assert verdict.channel == 3
+    assert verdict.channel == worst
     assert 50 < verdict.ratio < 200
 
 

@@ -172,6 +172,16 @@ def test_merged_it_is_the_plain_layer_that_it_was(fc, case):
     assert repr(layer) == repr(plain)
 
 
+@pytest.mark.parametrize(("grid", "kernel_sizes"), [((1, 6), (1, (1, 3))), ((6, 1), ((5, 1),)), ((1, 1), (1,))])
+def test_tokens_may_stand_in_one_row_or_column(grid, kernel_sizes):
+    tokens = grid[0] * grid[1]
+    layer = randomize(inject(nn.Linear(tokens, tokens).double(), grid=grid, kernel_sizes=kernel_sizes))
+    x = torch.randn(3, 4, tokens, dtype=torch.float64)
+    expected = layer(x).detach()
+    layer.reparameterize()
+    assert_close(layer(x).detach(), expected, 1e-12)
+
+
 def test_it_can_be_given_convs_again():
     layer = randomize(inject(nn.Linear(T, T).double()))
     layer.reparameterize()
