@@ -145,6 +145,7 @@ LEFT_ALONE = {
     "the conv is called twice": (lambda: pair(lambda m, x: m.bn(m.conv(x)).mean() + m.conv(x)), IMAGES),
     "the conv is called twice, with two norms": (two_norms, IMAGES),
     "the norm is called twice": (lambda: pair(lambda m, x: m.bn(m.conv(x)) + m.bn(x[..., 2:, 2:])), IMAGES),
+    "called twice, and read": (lambda: pair(lambda m, x: m.bn(m.conv(x)) + m.conv(x) + m.conv.weight.mean()), IMAGES),
     "the weight is read": (lambda: pair(lambda m, x: m.bn(m.conv(x)) + m.conv.weight.mean()), IMAGES),
     "the bias is read": (lambda: pair(lambda m, x: m.bn(m.conv(x)) + m.conv.bias.mean(), bias=True), IMAGES),
     "the norm's statistics are read": (lambda: pair(lambda m, x: m.bn(m.conv(x)) + m.bn.running_mean.mean()), IMAGES),
