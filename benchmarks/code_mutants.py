@@ -244,7 +244,9 @@ class Mutants:
             tests = self._affordable(mutant, all_tests, reach)
             meet = in_fresh_process if at_import else self._in_fork
             result = meet(mutant, tests, self.arguments.seconds) if tests else "survived"
-            done[name_of(mutant)] = {**mutant, "result": result, "tests": len(tests), "reached_by": len(all_tests)}
+            row = {**mutant, "result": result, "tests": len(tests), "reached_by": len(all_tests)}
+            if not (before and result == "survived" and before["tests"] > len(tests)):  # it has met more tests
+                done[name_of(mutant)] = row
             RESULTS.write_text(json.dumps([*done.values()], indent=1) + "\n")
             killed = sum(row["result"] != "survived" for row in done.values())
             print(f"{count}/{len(chosen)}  {killed} of {len(done)} killed  {done[name_of(mutant)]}", flush=True)
