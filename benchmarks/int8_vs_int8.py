@@ -98,7 +98,7 @@ def main() -> None:
         table(["Light", "batch", "ms", "MB"], of_light),
         table(["network", "engine", "precision", "batch", "ms", "error"], every),
     ]
-    results = [*(m.to_dict() for m in measurements), *light]
+    results = [*({**m.to_dict(), "model": Path(m.model).name} for m in measurements), *light]
     write("int8_vs_int8", {"warmup": 3, "rounds": args.rounds}, results, "\n\n".join(tables))
 
 
