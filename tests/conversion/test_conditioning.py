@@ -33,9 +33,9 @@ def test_a_function_that_rounding_could_explain_is_not_vouched_for():
     assert "too much to tell models apart as a whole" in str(report)
 
 
-@pytest.mark.parametrize(("model", "dtype"), [(network(False), torch.float32), (network(True), torch.float64)])
-def test_a_function_of_a_model_that_rounding_hardly_moves_is_vouched_for(model, dtype):
-    model = copy.deepcopy(model).to(dtype)
+@pytest.mark.parametrize(("cancels", "dtype"), [(False, torch.float32), (True, torch.float64)])
+def test_a_function_of_a_model_that_rounding_hardly_moves_is_vouched_for(cancels, dtype):
+    model = network(cancels).to(dtype)
     assert repmlp.verify(model, lambda x: model(x), X.to(dtype))
     report = repmlp.verify(model, lambda x: model(x) * 1.01, X.to(dtype))
     assert not report
