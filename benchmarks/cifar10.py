@@ -4,10 +4,11 @@
     python benchmarks/cifar10.py search HELD_OUT RUNS    # the pure MLP and row B at each weight decay
     python benchmarks/cifar10.py test DATA RUNS          # each at the weight decay chosen for it, B also at the other
     python benchmarks/cifar10.py curve DATA RUNS         # each at the weight decay chosen for it, fewer and more images
+    python benchmarks/cifar10.py full DATA RUNS          # the same on all images, 20 epochs
 
 DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images ``search`` does not read. It,
-``test`` and ``curve`` train what is missing, resume what was interrupted, and write results/cifar10_search and so on;
-``--table`` only writes, from the runs that are finished. The curve shares the runs of the test, and draws
+``test``, ``curve`` and ``full`` train what is missing, resume what was interrupted, and write results/cifar10_search
+and so on; ``--table`` only writes, from the runs that are finished. The curve shares the runs of the test, and draws
 docs/images/cifar10_curve.png and cifar10_energy.png, the latter from the networks of seed 0 on 5,000 images.
 """
 
@@ -34,13 +35,15 @@ ROWS = {"pure-mlp": "Pure MLP", "no-local": "B: no Local Perceptron"}
 DECAYS = ("1e-4", "5e-4", "2e-3")
 CHOSEN = (("pure-mlp", "2e-3"), ("no-local", "5e-4"))
 IMAGES = 5000
-#: Steps, and the runs: row, weight decay, number of training images, seed.
-STUDIES = {
-    "search": (600, [(row, decay, IMAGES, 0) for row in ROWS for decay in DECAYS]),
-    "test": (1500, [(*run, IMAGES, seed) for seed in (0, 1) for run in (*CHOSEN, ("no-local", "2e-3"))]),
-    "curve": (1500, [(*run, images, seed) for seed in (0, 1) for images in (1000, IMAGES, 20000) for run in CHOSEN]),
+ALL_IMAGES = 50000
+#: How long, and the runs: row, weight decay, number of training images, seed.
+STUDIES: dict[str, tuple[dict[str, int], list[tuple[str, str, int, int]]]] = {
+    "search": ({"steps": 600}, [(row, decay, IMAGES, 0) for row in ROWS for decay in DECAYS]),
+    "test": ({"steps": 1500}, [(*run, IMAGES, seed) for seed in (0, 1) for run in (*CHOSEN, ("no-local", "2e-3"))]),
+    "curve": ({"steps": 1500}, [(*run, n, seed) for seed in (0, 1) for n in (1000, IMAGES, 20000) for run in CHOSEN]),
+    "full": ({"epochs": 20}, [(*run, ALL_IMAGES, seed) for seed in (0, 1, 2) for run in CHOSEN]),
 }
-FOLDERS = {"search": "search", "test": "test", "curve": "test"}
+FOLDERS = {"search": "search", "test": "test", "curve": "test", "full": "full"}
 IMAGES_OF_DOCS = Path(__file__).parents[1] / "docs" / "images"
 HELD_OUT = 500  # images of each class
 RECIPE: dict[str, Any] = {
@@ -69,13 +72,15 @@ def split(source: Path, target: Path) -> None:
 
 
 def train(study: str, data: Path, runs: Path) -> None:
-    steps, rows = STUDIES[study]
+    length, rows = STUDIES[study]
     for row, decay, images, seed in rows:
         recipe = runs / f"{FOLDERS[study]}-{decay}.yaml"
         runs.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
-        command = ["ablate", recipe, recipe.with_suffix(""), "--rows", row, "--images", images, "--steps", steps]
-        subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command), "--seeds", str(seed)], check=True)
+        flags: dict[str, object] = {"rows": row, "seeds": seed, **length}
+        flags |= {} if images == ALL_IMAGES else {"images": images}
+        command = ["ablate", recipe, recipe.with_suffix(""), *(f"--{name}={value}" for name, value in flags.items())]
+        subprocess.run([sys.executable, "-m", "repmlp_cli", *map(str, command)], check=True)
 
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
@@ -95,7 +100,8 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
 
 
 def run_folder(study: str, runs: Path, row: str, decay: str, images: int, seed: int) -> Path:
-    return runs / f"{FOLDERS[study]}-{decay}" / f"images-{images}" / row / f"seed-{seed}"
+    folder = runs / f"{FOLDERS[study]}-{decay}"
+    return (folder if images == ALL_IMAGES else folder / f"images-{images}") / row / f"seed-{seed}"
 
 
 def draw(found: list[dict[str, Any]], runs: Path) -> None:
@@ -115,7 +121,7 @@ def draw(found: list[dict[str, Any]], runs: Path) -> None:
     axes.set_xticks(numbers, [f"{n:,}" for n in numbers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="training images", ylabel="top-1 accuracy on the test images, %")
-    axes.set_title(f"{STUDIES['curve'][0]:,} steps each; a point for each run", fontsize=9)
+    axes.set_title(f"{STUDIES['curve'][0]['steps']:,} steps each; a point for each run", fontsize=9)
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, IMAGES_OF_DOCS / "cifar10_curve.png")
@@ -142,6 +148,8 @@ def main() -> None:
     if not args.table:
         train(args.what, args.data.absolute(), args.output)
     found = results(args.what, args.output)
+    if not found:
+        parser.error(f"{args.output} holds no finished run of {args.what}; train some first, without --table")
     cells = [
         [
             ROWS[r["row"]],
@@ -155,7 +163,7 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings: dict[str, Any] = {"steps": STUDIES[args.what][0]}
+    settings: dict[str, Any] = dict(STUDIES[args.what][0])
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
     header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))

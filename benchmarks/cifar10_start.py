@@ -98,7 +98,7 @@ def main() -> None:
         images = torch.stack([transform(train_images[i][0]) for i in chosen.tolist()]).double()
         repmlp.save_model(merged_start(images), start)
     if not (run / "test.json").exists():
-        steps = STUDIES["test"][0]
+        steps = STUDIES["test"][0]["steps"]
         epochs = -(-steps // (IMAGES // RECIPE["batch_size"]))
         recipe = {**RECIPE, "data": f"folder:{args.data.absolute()}", "train_images": IMAGES, "epochs": epochs}
         recipe |= {"model_args": {"kernel_sizes": []}, "weight_decay": float(DECAY), "seed": SEED}
@@ -108,7 +108,7 @@ def main() -> None:
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
     found = {"weight_decay": float(DECAY), "accuracy": accuracy, "train_loss": train_loss(run)}
     cells = [["B from the merge of a fresh pure MLP", DECAY, f"{accuracy:.2%}", f"{found['train_loss']:.3f}"]]
-    settings = {"images": IMAGES, "steps": STUDIES["test"][0], "seed": SEED, "calibrated on": CALIBRATION}
+    settings = {"images": IMAGES, "steps": STUDIES["test"][0]["steps"], "seed": SEED, "calibrated on": CALIBRATION}
     header = ["row", "weight decay", "test accuracy", "training loss"]
     write("cifar10_start", settings, [found], table(header, cells))
 
