@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import repmlp
 from repmlp.conversion.converters import Twin, call_converters
 from repmlp.conversion.differences import is_leaf
 
@@ -54,6 +55,41 @@ def test_blocks_in_blocks_are_converted_and_put_in_their_places():
     outer = Fuses(block)
     assert call_converters(outer) is block
     assert block[1] is block.again is conv  # the child has two names
+
+
+class Wraps(Fuses):
+    """A block of another class, whose ``fuse`` returns a block."""
+
+
+class Deployed(nn.Module):
+    """A block that says that it is in deploy form, and cannot be converted again."""
+
+    deploy = True
+
+    def fuse(self) -> nn.Module:
+        raise AssertionError
+
+
+class Rebuilt(nn.Module):
+    """A block whose ``fuse`` returns one like it, in deploy form, without saying so."""
+
+    def fuse(self) -> nn.Module:
+        return Rebuilt()
+
+
+def test_a_block_that_fuse_returns_is_converted_too():
+    conv = nn.Conv2d(2, 2, 1)
+    assert call_converters(Wraps(Fuses(conv))) is conv
+    assert call_converters(Wraps(nn.Sequential(Fuses(Wraps(conv)))))[0] is conv
+    assert isinstance(call_converters(Wraps(Nothing())).norm, nn.Identity)
+    network = nn.Sequential(Wraps(Fuses(conv)))
+    assert type(repmlp.reparameterize(network)[0]) is nn.Conv2d
+
+
+def test_a_block_in_deploy_form_that_fuse_returns_stays():
+    deployed = Deployed()
+    assert call_converters(Wraps(deployed)) is deployed
+    assert isinstance(call_converters(Wraps(Rebuilt())), Rebuilt)
 
 
 def doubled(t: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from .converters import converter, dry_run
+from .converters import converter, dry_run, says_deployed
 
 
 @runtime_checkable
@@ -85,10 +85,3 @@ def deploy_arguments(model: Any) -> dict[str, Any]:
 def in_deploy_form(block: nn.Module) -> bool:
     """Whether a block and all blocks in it are in deploy form; a block that does not say so is tried."""
     return says_deployed(block) or (not hasattr(block, "deploy") and not dry_run(block).changes)
-
-
-def says_deployed(block: nn.Module) -> bool:
-    """Whether a block says that it and all blocks in it are in deploy form."""
-    if getattr(block, "reparam_conv", None) is not None:  # timm's; some of them fail when they are converted again
-        return True
-    return hasattr(block, "deploy") and all(getattr(module, "deploy", True) for module in block.modules())

@@ -45,12 +45,24 @@ def why_not_its_own_converter(cls: type[nn.Module]) -> str | None:
     return None
 
 
+def says_deployed(block: nn.Module) -> bool:
+    """Whether a block says that it and all blocks in it are in deploy form."""
+    if getattr(block, "reparam_conv", None) is not None:  # timm's; some of them fail when they are converted again
+        return True
+    return hasattr(block, "deploy") and all(getattr(module, "deploy", True) for module in block.modules())
+
+
 @torch.no_grad()
 def call_converters(block: nn.Module) -> nn.Module:
-    """Convert a block and all modules in it; returns what takes its place: what ``fuse`` returns, or the block."""
+    """Convert a block and all modules in it; returns what takes its place: what ``fuse`` returns, or the block.
+
+    What ``fuse`` returns may be a block as well, of another class, and is then converted too.
+    """
     name = converter(block)
     result = getattr(block, name)() if name else None
     new = result if name == "fuse" and isinstance(result, nn.Module) else block
+    if type(new) is not type(block) and not says_deployed(new):
+        return call_converters(new)
     for child in list(new.children()):
         converted = call_converters(child)
         if converted is not child:
