@@ -92,6 +92,23 @@ def test_a_block_in_deploy_form_that_fuse_returns_stays():
     assert isinstance(call_converters(Wraps(Rebuilt())), Rebuilt)
 
 
+class There(nn.Conv2d):
+    """A block whose ``fuse`` returns one of another class, whose ``fuse`` returns one of this class, and so on."""
+
+    def fuse(self) -> nn.Module:
+        return Back(2, 2, 1)
+
+
+class Back(nn.Conv2d):
+    def fuse(self) -> nn.Module:
+        return There(2, 2, 1)
+
+
+def test_blocks_that_return_each_other_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"cannot convert 0 \(There\): RecursionError"):
+        repmlp.reparameterize(nn.Sequential(There(2, 2, 1)))
+
+
 def doubled(t: torch.Tensor) -> torch.Tensor:
     return t.detach() * 2
 
