@@ -80,6 +80,7 @@ class Rebuilt(nn.Module):
 def test_a_block_that_fuse_returns_is_converted_too():
     conv = nn.Conv2d(2, 2, 1)
     assert call_converters(Wraps(Fuses(conv))) is conv
+    assert call_converters(Fuses(Fuses(Fuses(conv)))) is conv  # of its own class, but a part of it
     assert call_converters(Wraps(nn.Sequential(Fuses(Wraps(conv)))))[0] is conv
     assert isinstance(call_converters(Wraps(Nothing())).norm, nn.Identity)
     network = nn.Sequential(Wraps(Fuses(conv)))

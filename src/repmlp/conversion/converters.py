@@ -56,12 +56,13 @@ def says_deployed(block: nn.Module) -> bool:
 def call_converters(block: nn.Module) -> nn.Module:
     """Convert a block and all modules in it; returns what takes its place: what ``fuse`` returns, or the block.
 
-    What ``fuse`` returns may be a block as well, of another class, and is then converted too.
+    A block that ``fuse`` returns is converted too, unless it says that it is in deploy form or is ``block`` made anew.
     """
-    name = converter(block)
+    name, parts = converter(block), list(block.modules())
     result = getattr(block, name)() if name else None
     new = result if name == "fuse" and isinstance(result, nn.Module) else block
-    if type(new) is not type(block) and not says_deployed(new):
+    made_anew = type(new) is type(block) and new not in parts[1:]
+    if not made_anew and not says_deployed(new):
         return call_converters(new)
     for child in list(new.children()):
         converted = call_converters(child)
