@@ -43,6 +43,7 @@ STUDIES: dict[str, tuple[dict[str, int], list[tuple[str, str, int, int]]]] = {
     "curve": ({"steps": 1500}, [(*run, n, seed) for seed in (0, 1) for n in (1000, IMAGES, 20000) for run in CHOSEN]),
     "full": ({"epochs": 20}, [(*run, ALL_IMAGES, seed) for seed in (0, 1, 2) for run in CHOSEN]),
 }
+PRECISIONS = {"full": "bf16"}  # the others, smaller, in float32
 FOLDERS = {"search": "search", "test": "test", "curve": "test", "full": "full"}
 IMAGES_OF_DOCS = Path(__file__).parents[1] / "docs" / "images"
 HELD_OUT = 500  # images of each class
@@ -76,7 +77,9 @@ def train(study: str, data: Path, runs: Path) -> None:
     for row, decay, images, seed in rows:
         recipe = runs / f"{FOLDERS[study]}-{decay}.yaml"
         runs.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(yaml.safe_dump({**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}))
+        settings = {**RECIPE, "data": f"folder:{data}", "weight_decay": float(decay)}
+        settings["precision"] = PRECISIONS.get(study, "no")
+        recipe.write_text(yaml.safe_dump(settings))
         flags: dict[str, object] = {"rows": row, "seeds": seed, **length}
         flags |= {} if images == ALL_IMAGES else {"images": images}
         command = ["ablate", recipe, recipe.with_suffix(""), *(f"--{name}={value}" for name, value in flags.items())]
@@ -163,7 +166,7 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings: dict[str, Any] = dict(STUDIES[args.what][0])
+    settings: dict[str, Any] = {**STUDIES[args.what][0], "precision": PRECISIONS.get(args.what, "float32")}
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
     header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))

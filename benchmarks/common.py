@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from repmlp.deploy import Timing
 from repmlp.deploy.environment import machine
 
@@ -19,6 +21,25 @@ def options(description: str | None, rounds: int | None = None) -> ArgumentParse
     if rounds:
         parser.add_argument("--rounds", type=int, default=rounds, help="counted calls of each alternative, in turn")
     return parser
+
+
+def add_precision(parser: ArgumentParser) -> None:
+    """``--precision`` of a training step, as in `repmlp train`; :func:`autocast` applies it."""
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="mixed precision, or no")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Of what the layers compute in it."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", dtype_of(precision), enabled=precision == "bf16")
+
+
+def suffix(precision: str) -> str:
+    """What tells the results of a precision from those in float32."""
+    return "" if precision == "no" else f"_{precision}"
 
 
 def milliseconds(timing: Timing) -> dict[str, float]:

@@ -24,9 +24,9 @@ def reference() -> nn.Module:
     return repmlp.fold_norms(timm.create_model("resnet50"))
 
 
-def ceilings(rounds: int) -> dict[str, float]:
+def ceilings(rounds: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """GFLOP/s of a large matrix product and GB/s of reading memory, on this machine."""
-    a, b, big = torch.randn(2048, 4096), torch.randn(4096, 4096), torch.randn(2**26)
+    a, b, big = torch.randn(2048, 4096, dtype=dtype), torch.randn(4096, 4096, dtype=dtype), torch.randn(2**26)
     times = time_interleaved({"product": lambda: a @ b, "sum": lambda: big.sum()}, rounds)
     return {
         "product GFLOP/s": round(2 * 2048 * 4096**2 / times["product"].median / 1e9, 1),

@@ -4,6 +4,7 @@ Forward and backward of blocks of the papers' networks by batch size, and the ch
 CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this table.
 
     python benchmarks/moments.py
+    python benchmarks/moments.py --precision bf16
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import milliseconds, options, table, write
+from common import add_precision, autocast, dtype_of, milliseconds, options, suffix, table, write
 
 from repmlp import RepMLP
 from repmlp.deploy import time_interleaved
@@ -46,15 +47,17 @@ SHAPES = (
 BATCHES = (32, 128, 512)
 
 
-def training_step(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
+def training_step(shape: Shape, batch: int, rounds: int, precision: str) -> dict[str, Any]:
     C, H, h, g = shape.C, shape.H, shape.h, shape.g
     block = RepMLP(C, C, H, h, shape.kernel_sizes, g, global_perceptron=False)  # the same both ways: left out
-    x, up = torch.randn(batch, C, H, H, requires_grad=True), torch.randn(batch, C, H, H)
+    dtype = dtype_of(precision)  # the layer before leaves its output in it
+    x, up = torch.randn(batch, C, H, H, dtype=dtype, requires_grad=True), torch.randn(batch, C, H, H, dtype=dtype)
     inputs = (x, *block.parameters())
 
     def step(batch_statistics: str) -> torch.Tensor:
         block.batch_statistics = batch_statistics
-        y = block(x)
+        with autocast(precision):
+            y = block(x)
         torch.autograd.grad(y, inputs, up)
         return y.detach()
 
@@ -79,9 +82,10 @@ def training_step(shape: Shape, batch: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = options(__doc__, rounds=5)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="images a step")
+    add_precision(parser)
     args = parser.parse_args()
     torch.manual_seed(0)
-    results = [training_step(shape, batch, args.rounds) for shape in SHAPES for batch in args.batches]
+    results = [training_step(shape, batch, args.rounds, args.precision) for shape in SHAPES for batch in args.batches]
     ways = ("branches", "moments")
     # What "auto" loses: its time over the better one's.
     losses = [r[r["auto"]]["median"] / min(r[way]["median"] for way in ways) for r in results]
@@ -102,7 +106,12 @@ def main() -> None:
         f"`auto` takes at most {max(losses):.2f} times as long as the better way, "
         f"{sum(losses) / len(losses):.2f} on average."
     )
-    write("moments", {"dtype": "float32", "warmup": 1, "rounds": args.rounds}, results, text)
+    write(
+        f"moments{suffix(args.precision)}",
+        {"precision": args.precision, "warmup": 1, "rounds": args.rounds},
+        results,
+        text,
+    )
 
 
 if __name__ == "__main__":

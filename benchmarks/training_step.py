@@ -4,6 +4,7 @@ The pure MLP and row B of the ablation, forward, backward and SGD, batch 128. On
 process, so each alternative has processes of its own, in turn:
 
     OMP_NUM_THREADS=1 python benchmarks/training_step.py
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --precision bf16
 """
 
 import statistics
@@ -16,7 +17,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from common import options, table, write
+from common import add_precision, autocast, dtype_of, options, suffix, table, write
 from ladder import ceilings
 
 from repmlp import RepMLP
@@ -36,7 +37,7 @@ STEPS = (
 BATCH = 128
 
 
-def one_step(row: str, changes: int) -> Callable[[], None]:
+def one_step(row: str, changes: int, precision: str) -> Callable[[], None]:
     """A training step with the first of the changes."""
     torch.manual_seed(0)
     model = timm.create_model("repmlp_cifar", **ROWS[row]).train()
@@ -55,7 +56,9 @@ def one_step(row: str, changes: int) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
+        with autocast(precision):
+            loss = F.cross_entropy(model(x), labels)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -71,10 +74,10 @@ def seconds(step: Callable[[], None], repeats: int) -> list[float]:
     return times
 
 
-def in_new_process(row: str, changes: int, repeats: int) -> list[float]:
+def in_new_process(row: str, changes: int, precision: str, repeats: int) -> list[float]:
     code = (
         f"import sys; sys.path.insert(0, {sys.path[0]!r}); import training_step as t; "
-        f"print(*t.seconds(t.one_step({row!r}, {changes}), {repeats}))"
+        f"print(*t.seconds(t.one_step({row!r}, {changes}, {precision!r}), {repeats}))"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(value) for value in child.stdout.split()]
@@ -83,12 +86,13 @@ def in_new_process(row: str, changes: int, repeats: int) -> list[float]:
 def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--repeats", type=int, default=3, help="counted steps of each process")
+    add_precision(parser)
     arguments = parser.parse_args()
     times: dict[tuple[str, int], list[float]] = {(row, n): [] for row in ROWS for n in range(len(STEPS))}
     for _ in range(arguments.rounds):
         for row, changes in times:
-            times[row, changes] += in_new_process(row, changes, arguments.repeats)
-    limits = ceilings(arguments.rounds)
+            times[row, changes] += in_new_process(row, changes, arguments.precision, arguments.repeats)
+    limits = ceilings(arguments.rounds, dtype_of(arguments.precision))
     results: list[dict[str, Any]] = []
     for row, model_args in ROWS.items():
         first = statistics.median(times[row, 0])
@@ -103,9 +107,14 @@ def main() -> None:
         name = "bound: multiply-adds of all branches at the rate of a matrix product"
         results.append({"row": row, "step": name, "median": round(bound), "ratio": ratio})
     cells = [[r["row"], r["step"], str(r["median"]), f"{r['ratio']:.2f}"] for r in results]
-    settings = {"dtype": "float32", "batch": BATCH, "rounds": arguments.rounds, "repeats": arguments.repeats}
+    settings = {
+        "precision": arguments.precision,
+        "batch": BATCH,
+        "rounds": arguments.rounds,
+        "repeats": arguments.repeats,
+    }
     text = table(["row", "each change on top of those before", "ms a step", "of the first"], cells)
-    write("training_step", {**settings, **limits}, results, text)
+    write(f"training_step{suffix(arguments.precision)}", {**settings, **limits}, results, text)
 
 
 if __name__ == "__main__":

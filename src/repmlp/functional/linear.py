@@ -28,8 +28,8 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, by_row
     g, Q, I = weight.shape
     M = x.shape[0]
     if by_rows:
-        groups = x.chunk(g, 1)  # g of (M, I), views
-        ys = [F.linear(groups[k], weight[k]) for k in range(g)]  # g of (M, Q)
+        # The gradient of unbind is one stack; that of weight[k] is padded with zeros for every k, and the sum taken.
+        ys = [F.linear(rows, fc) for rows, fc in zip(x.chunk(g, 1), weight.unbind(), strict=True)]  # g of (M, Q)
         y = ys[0] if g == 1 else torch.cat(ys, 1)
     else:
         x = x.reshape(M, g, I).permute(1, 2, 0)  # (g, I, M), a view
