@@ -94,8 +94,8 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
         if not (run / "converted.json").exists():
             continue
         result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
-        result["accuracy"] = json.loads((run / "test.json").read_text())["accuracy"]
-        converted = json.loads((run / "converted.json").read_text())
+        converted = json.loads((run / "converted.json").read_text())  # both forms in float32; test.json has bf16's
+        result["accuracy"] = converted["correct"]["training form"] / converted["images"]
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
         result["train_loss"] = train_loss(run)
         found.append(result)

@@ -1,7 +1,7 @@
 """A training step of a block: batch statistics from the branches' outputs, or from the moments of their input.
 
 Forward and backward of blocks of the papers' networks by batch size, and the choice of ``batch_statistics="auto"``:
-CHANNELS and OVERHEAD in src/repmlp/functional/moments.py are fitted to this table.
+CHANNELS, OVERHEAD and BF16 in src/repmlp/layers/moments.py are fitted to these tables.
 
     python benchmarks/moments.py
     python benchmarks/moments.py --precision bf16
@@ -65,7 +65,7 @@ def training_step(shape: Shape, batch: int, rounds: int, precision: str) -> dict
     difference = ((step("moments") - expected).norm() / expected.norm()).item()
     times = time_interleaved({way: partial(step, way) for way in ("branches", "moments")}, rounds, warmup=1)
     rows, features = batch * (H // h) ** 2, C // g * h * h
-    pays = prefer_moments(rows, features, features, (h, h), [(K, K) for K in shape.kernel_sizes])
+    pays = prefer_moments(rows, features, features, (h, h), [(K, K) for K in shape.kernel_sizes], dtype)
     return {
         "shape": str(shape),
         "batch": batch,

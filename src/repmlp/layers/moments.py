@@ -44,13 +44,20 @@ _PARTS = {
 
 #: Constants of :func:`prefer_moments`, fitted to benchmarks/moments.py on a CPU. A conv runs as if each of its groups
 #: had at least CHANNELS input channels, since fewer do not fill a vector; each element of the merged kernel costs as
-#: much as OVERHEAD multiply-adds of a matrix product.
+#: much as OVERHEAD multiply-adds of a matrix product. In bf16 a conv takes BF16 of its time in float32; moments are
+#: computed in float32 either way.
 CHANNELS = 12
 OVERHEAD = 1000
+BF16 = 0.5
 
 
 def prefer_moments(
-    rows: int, inputs: int, outputs: int, size: tuple[int, int], kernel_sizes: Iterable[tuple[int, int]]
+    rows: int,
+    inputs: int,
+    outputs: int,
+    size: tuple[int, int],
+    kernel_sizes: Iterable[tuple[int, int]],
+    dtype: torch.dtype = torch.float32,
 ) -> bool:
     """Whether, on a CPU, a training step from moments should cost less than one that runs the branches.
 
@@ -66,10 +73,12 @@ def prefer_moments(
         inputs, outputs: I, Q.
         size: (h, w).
         kernel_sizes: (kh, kw) of each conv.
+        dtype: in which the convs would be computed.
     """
     pixels = size[0] * size[1]
     taps = sum(kh * kw for kh, kw in kernel_sizes)
     branches = 3 * rows * outputs * taps / pixels * max(1.0, CHANNELS * pixels / inputs)
+    branches *= BF16 if dtype == torch.bfloat16 else 1.0
     return branches > 2 * rows * inputs + 3 * outputs * inputs + OVERHEAD * outputs
 
 
@@ -103,7 +112,8 @@ def should_use_moments(
         return False
     _, Q, I = partition.fc3.weight.shape
     kernel_sizes = [m.kernel_size for m in modules if isinstance(m, nn.Conv2d)]
-    return prefer_moments(M, I, Q, partition.partition_size, kernel_sizes)  # type: ignore[arg-type]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return prefer_moments(M, I, Q, partition.partition_size, kernel_sizes, dtype)  # type: ignore[arg-type]
 
 
 def _is_plain(module: Any) -> bool:
