@@ -8,8 +8,9 @@
 
 DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images ``search`` does not read. It,
 ``test``, ``curve`` and ``full`` train what is missing, resume what was interrupted, and write results/cifar10_search
-and so on; ``--table`` only writes, from the runs that are finished. The curve shares the runs of the test, and draws
-docs/images/cifar10_curve.png and cifar10_energy.png, the latter from the networks of seed 0 on 5,000 images.
+and so on; ``--table`` only writes, from the runs that are finished. What results/ has of runs that RUNS lacks is kept:
+they may have been trained on another machine. The curve shares the runs of the test, and draws
+docs/images/cifar10_curve.png and, if RUNS has the networks of seed 0 on 5,000 images, cifar10_energy.png.
 """
 
 import csv
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import options, table, write
+from common import HERE, options, table, write
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -88,18 +89,28 @@ def train(study: str, data: Path, runs: Path) -> None:
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
     """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
-    found = []
+    found, recorded = [], results_of_before(study)
     for row, decay, images, seed in STUDIES[study][1]:
+        result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
         run = run_folder(study, runs, row, decay, images, seed)
         if not (run / "converted.json").exists():
+            found += [before for before in recorded if result.items() <= before.items()]
             continue
-        result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
         converted = json.loads((run / "converted.json").read_text())  # both forms in float32; test.json has bf16's
         result["accuracy"] = converted["correct"]["training form"] / converted["images"]
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
         result["train_loss"] = train_loss(run)
-        found.append(result)
+        found.append({**result, "cpu": converted["machine"]["cpu"]})
     return found
+
+
+def results_of_before(study: str) -> list[dict[str, Any]]:
+    """Those that results/ has."""
+    file = HERE / "results" / f"cifar10_{study}.json"
+    if not file.exists():
+        return []
+    written = json.loads(file.read_text())
+    return [{"cpu": written["about"]["cpu"], **result} for result in written["results"]]
 
 
 def run_folder(study: str, runs: Path, row: str, decay: str, images: int, seed: int) -> Path:
@@ -128,8 +139,10 @@ def draw(found: list[dict[str, Any]], runs: Path) -> None:
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, IMAGES_OF_DOCS / "cifar10_curve.png")
-    models = {row: load_model(run_folder("curve", runs, row, decay, IMAGES, 0)) for row, decay in CHOSEN}
-    plot_energy(models, IMAGES_OF_DOCS / "cifar10_energy.png", ROWS)
+    folders = {row: run_folder("curve", runs, row, decay, IMAGES, 0) for row, decay in CHOSEN}
+    if all((folder / "converted.json").exists() for folder in folders.values()):
+        models = {row: load_model(folder) for row, folder in folders.items()}
+        plot_energy(models, IMAGES_OF_DOCS / "cifar10_energy.png", ROWS)
 
 
 def train_loss(run: Path) -> float:
@@ -162,13 +175,14 @@ def main() -> None:
             f"{r['accuracy']:.2%}",
             f"{r['deploy_accuracy']:.2%}",
             f"{r['train_loss']:.3f}",
+            r["cpu"],
         ]
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
     settings: dict[str, Any] = {**STUDIES[args.what][0], "precision": PRECISIONS.get(args.what, "float32")}
     settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
-    header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss"]
+    header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss", "cpu"]
     write(f"cifar10_{args.what}", settings, found, table(header, cells))
     if args.what == "curve":
         draw(found, args.output)
