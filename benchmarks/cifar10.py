@@ -8,9 +8,9 @@
 
 DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test images ``search`` does not read. It,
 ``test``, ``curve`` and ``full`` train what is missing, resume what was interrupted, and write results/cifar10_search
-and so on; ``--table`` only writes, from the runs that are finished. What results/ has of runs that RUNS lacks is kept:
-they may have been trained on another machine. The curve shares the runs of the test, and draws
-docs/images/cifar10_curve.png and, if RUNS has the networks of seed 0 on 5,000 images, cifar10_energy.png.
+and so on; ``--table`` only writes, from the runs that are finished. Results of runs that are not in RUNS are kept as
+results/ has them, since those may have been trained on another machine. The curve shares the runs of the test, and
+draws docs/images/cifar10_curve.png and, if RUNS has the networks of seed 0 on 5,000 images, cifar10_energy.png.
 """
 
 import csv
@@ -88,34 +88,49 @@ def train(study: str, data: Path, runs: Path) -> None:
 
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
-    """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch."""
+    """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch.
+
+    For runs that are not in ``runs``, what results/ already says.
+    """
     found, recorded = [], results_of_before(study)
     for row, decay, images, seed in STUDIES[study][1]:
         result: dict[str, Any] = {"row": row, "weight_decay": float(decay), "images": images, "seed": seed}
-        run = run_folder(study, runs, row, decay, images, seed)
-        if not (run / "converted.json").exists():
+        file = converted_file(study, runs, row, decay, images, seed)
+        if not file.exists():
             found += [before for before in recorded if result.items() <= before.items()]
             continue
-        converted = json.loads((run / "converted.json").read_text())  # both forms in float32; test.json has bf16's
+        converted = json.loads(file.read_text())  # both forms in float32; test.json may be in bf16
         result["accuracy"] = converted["correct"]["training form"] / converted["images"]
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
-        result["train_loss"] = train_loss(run)
+        result["train_loss"] = train_loss(file.parent)
         found.append({**result, "cpu": converted["machine"]["cpu"]})
     return found
 
 
 def results_of_before(study: str) -> list[dict[str, Any]]:
-    """Those that results/ has."""
+    """The results that results/ already has, if the settings are the same; each with its CPU."""
     file = HERE / "results" / f"cifar10_{study}.json"
     if not file.exists():
         return []
     written = json.loads(file.read_text())
+    if any(written["about"].get(key, value) != value for key, value in settings_of(study).items()):
+        return []
     return [{"cpu": written["about"]["cpu"], **result} for result in written["results"]]
+
+
+def settings_of(study: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {**STUDIES[study][0], "precision": PRECISIONS.get(study, "float32")}
+    return settings | ({"held out": f"{HELD_OUT} training images of each class"} if study == "search" else {})
 
 
 def run_folder(study: str, runs: Path, row: str, decay: str, images: int, seed: int) -> Path:
     folder = runs / f"{FOLDERS[study]}-{decay}"
     return (folder if images == ALL_IMAGES else folder / f"images-{images}") / row / f"seed-{seed}"
+
+
+def converted_file(study: str, runs: Path, *run: Any) -> Path:
+    """What the last step of a run writes."""
+    return run_folder(study, runs, *run) / "converted.json"
 
 
 def draw(found: list[dict[str, Any]], runs: Path) -> None:
@@ -139,9 +154,9 @@ def draw(found: list[dict[str, Any]], runs: Path) -> None:
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, IMAGES_OF_DOCS / "cifar10_curve.png")
-    folders = {row: run_folder("curve", runs, row, decay, IMAGES, 0) for row, decay in CHOSEN}
-    if all((folder / "converted.json").exists() for folder in folders.values()):
-        models = {row: load_model(folder) for row, folder in folders.items()}
+    files = {row: converted_file("curve", runs, row, decay, IMAGES, 0) for row, decay in CHOSEN}
+    if all(file.exists() for file in files.values()):
+        models = {row: load_model(file.parent) for row, file in files.items()}
         plot_energy(models, IMAGES_OF_DOCS / "cifar10_energy.png", ROWS)
 
 
@@ -164,7 +179,7 @@ def main() -> None:
     if not args.table:
         train(args.what, args.data.absolute(), args.output)
     found = results(args.what, args.output)
-    if not found:
+    if not any(converted_file(args.what, args.output, *run).exists() for run in STUDIES[args.what][1]):
         parser.error(f"{args.output} holds no finished run of {args.what}; train some first, without --table")
     cells = [
         [
@@ -180,10 +195,8 @@ def main() -> None:
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    settings: dict[str, Any] = {**STUDIES[args.what][0], "precision": PRECISIONS.get(args.what, "float32")}
-    settings |= {"held out": f"{HELD_OUT} training images of each class"} if args.what == "search" else {}
     header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss", "cpu"]
-    write(f"cifar10_{args.what}", settings, found, table(header, cells))
+    write(f"cifar10_{args.what}", settings_of(args.what), found, table(header, cells))
     if args.what == "curve":
         draw(found, args.output)
 

@@ -29,7 +29,7 @@ def add_precision(parser: ArgumentParser) -> None:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of what the layers compute in it."""
+    """The dtype that layers compute in at this precision."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
@@ -38,7 +38,7 @@ def autocast(precision: str) -> torch.autocast:
 
 
 def suffix(precision: str) -> str:
-    """What tells the results of a precision from those in float32."""
+    """Appended to the names of result files; empty for float32."""
     return "" if precision == "no" else f"_{precision}"
 
 

@@ -50,7 +50,7 @@ BATCHES = (32, 128, 512)
 def training_step(shape: Shape, batch: int, rounds: int, precision: str) -> dict[str, Any]:
     C, H, h, g = shape.C, shape.H, shape.h, shape.g
     block = RepMLP(C, C, H, h, shape.kernel_sizes, g, global_perceptron=False)  # the same both ways: left out
-    dtype = dtype_of(precision)  # the layer before leaves its output in it
+    dtype = dtype_of(precision)  # the previous layer's output has this dtype
     x, up = torch.randn(batch, C, H, H, dtype=dtype, requires_grad=True), torch.randn(batch, C, H, H, dtype=dtype)
     inputs = (x, *block.parameters())
 

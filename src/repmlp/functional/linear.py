@@ -28,7 +28,8 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, by_row
     g, Q, I = weight.shape
     M = x.shape[0]
     if by_rows:
-        # The gradient of unbind is one stack; that of weight[k] is padded with zeros for every k, and the sum taken.
+        # The gradient of unbind is one stack. Indexing weight[k] instead would pad the gradient of each group with
+        # zeros to full size, and add them all up.
         ys = [F.linear(rows, fc) for rows, fc in zip(x.chunk(g, 1), weight.unbind(), strict=True)]  # g of (M, Q)
         y = ys[0] if g == 1 else torch.cat(ys, 1)
     else:

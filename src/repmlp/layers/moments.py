@@ -44,8 +44,8 @@ _PARTS = {
 
 #: Constants of :func:`prefer_moments`, fitted to benchmarks/moments.py on a CPU. A conv runs as if each of its groups
 #: had at least CHANNELS input channels, since fewer do not fill a vector; each element of the merged kernel costs as
-#: much as OVERHEAD multiply-adds of a matrix product. In bf16 a conv takes BF16 of its time in float32; moments are
-#: computed in float32 either way.
+#: much as OVERHEAD multiply-adds of a matrix product. On a CPU with bf16 instructions, a conv in bf16 takes BF16 of its
+#: time in float32; moments are computed in float32 either way.
 CHANNELS = 12
 OVERHEAD = 1000
 BF16 = 0.5
@@ -63,7 +63,8 @@ def prefer_moments(
 
     Compares the multiply-adds, forward and backward, that only one of them needs::
 
-        branches   3 M Q I (sum of kh*kw)/(h*w), times CHANNELS/(C/g) if a group has few channels
+        branches   3 M Q I (sum of kh*kw)/(h*w), times CHANNELS/(C/g) if a group has few channels,
+                   times BF16 in bfloat16
         moments    2 M I I for the covariance, 3 Q I I for the variances of FC3's rows, OVERHEAD Q I for the kernel
 
     So moments win if there are many rows for the width of a group, and few channels in it.
@@ -73,7 +74,7 @@ def prefer_moments(
         inputs, outputs: I, Q.
         size: (h, w).
         kernel_sizes: (kh, kw) of each conv.
-        dtype: in which the convs would be computed.
+        dtype: what the convs would be computed in.
     """
     pixels = size[0] * size[1]
     taps = sum(kh * kw for kh, kw in kernel_sizes)
