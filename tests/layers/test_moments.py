@@ -14,7 +14,6 @@ import reference
 from compare import assert_close, assert_same
 from repmlp import RepMLP
 from repmlp.layers import add_fake_quant_hooks
-from repmlp.layers.moments import prefer_moments
 from tiny import BLOCK as EXAMPLE
 from weights import randomize
 
@@ -205,6 +204,17 @@ def test_a_block_with_no_local_perceptron_takes_moments_only_if_told_to():
     assert (which(block, many, "auto"), which(block, many, "moments")) == ("branches", "moments")
 
 
+def test_a_block_goes_by_the_dtype_that_autocast_gives_its_convs():
+    block = RepMLP(16, 16, 32, 8, (1, 3, 5, 7), 2)
+    x = torch.randn(2048, 16, 8, 8)
+    assert which(block, x, "auto") == "moments"
+    assert which(block, x.bfloat16(), "auto") == "branches"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert which(block, x, "auto") == "branches"
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert which(block, x, "auto") == "moments"
+
+
 def test_auto_is_the_default_and_no_part_of_the_state():
     block = RepMLP(**EXAMPLE)
     assert block.batch_statistics == "auto"
@@ -288,74 +298,6 @@ def test_what_only_the_branches_compute_is_left_to_them(change):
         y.square().sum().backward()
         outputs.append(torch.cat([y.flatten(), x.grad.flatten()]))
     assert_same(*outputs)
-
-
-# The rule
-
-
-CONVS = [(k, k) for k in (1, 3, 5, 7)]
-
-
-@pytest.mark.parametrize(
-    ("C", "h", "g", "kernel_sizes", "rows", "pays"),
-    [
-        (8, 8, 2, CONVS, 2048, True),  # measured: 2.5 times faster
-        (16, 8, 2, CONVS, 2048, True),
-        (32, 8, 2, CONVS, 512, False),  # measured: 3 times slower
-        (64, 8, 2, CONVS, 128, False),
-        (64, 7, 8, CONVS[:3], 512, False),
-        (32, 7, 8, CONVS[:3], 2048, True),
-    ],
-)
-def test_moments_pay_on_narrow_maps_with_many_rows(C, h, g, kernel_sizes, rows, pays):
-    features = C // g * h * h
-    assert prefer_moments(rows, features, features, (h, h), kernel_sizes) == pays
-
-
-@pytest.mark.parametrize(
-    ("C", "h", "g", "kernel_sizes", "rows", "pays"),
-    [
-        (8, 8, 2, CONVS, 2048, True),  # measured: 1.9 times as fast
-        (16, 8, 2, CONVS, 2048, False),
-        (32, 7, 8, CONVS[:3], 2048, True),
-        (64, 7, 8, CONVS[:3], 2048, False),
-    ],
-)
-def test_they_pay_less_often_in_bf16_which_speeds_up_the_convs_alone(C, h, g, kernel_sizes, rows, pays):
-    features = C // g * h * h
-    arguments = (rows, features, features, (h, h), kernel_sizes)
-    assert prefer_moments(*arguments, torch.bfloat16) == pays
-    assert all(prefer_moments(*arguments, dtype) for dtype in (torch.float32, torch.float64))
-
-
-def test_a_block_goes_by_the_dtype_that_autocast_gives_its_convs():
-    block = RepMLP(16, 16, 32, 8, (1, 3, 5, 7), 2)
-    x = torch.randn(2048, 16, 8, 8)
-    assert which(block, x, "auto") == "moments"
-    assert which(block, x.bfloat16(), "auto") == "branches"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert which(block, x, "auto") == "branches"
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        assert which(block, x, "auto") == "moments"
-
-
-@pytest.mark.parametrize("rows", [100, 300, 1000, 3000, 10000])
-@pytest.mark.parametrize("size", [(2, 8), (4, 16), (7, 3)])
-def test_the_rule_does_not_tell_height_from_width(size, rows):
-    features = 4 * size[0] * size[1]
-    ways = [prefer_moments(rows, features, features, s, CONVS[:2]) for s in (size, size[::-1])]
-    assert ways[0] == ways[1]
-
-
-def test_what_makes_moments_pay():
-    def pay(rows=2048, channels=4, kernel_sizes=CONVS):
-        return prefer_moments(rows, channels * 64, channels * 64, (8, 8), kernel_sizes)
-
-    assert pay()
-    assert not pay(rows=64)
-    assert not pay(channels=32, rows=256)
-    assert not pay(kernel_sizes=CONVS[:1])
-    assert not pay(kernel_sizes=())
 
 
 # What PyTorch does to modules
