@@ -27,8 +27,8 @@ from repmlp.data import load_data
 from repmlp.training import build_test_loader, evaluate
 
 PLAIN, CONVS = "as it is", "convs in training, merged"
-WAYS: dict[str, list[list[int]]] = {PLAIN: [[]], CONVS: [[1, 3], [1, 3, 5], [1, 3, 5, 7]]}
-LEARNING_RATES, DECAYS = (2e-3, 5e-3), (0.05, 0.2)
+WAYS: dict[str, list[list[int]]] = {PLAIN: [[]], CONVS: [[1, 3], [1, 3, 5, 7]]}
+LEARNING_RATES, DECAYS = (5e-3, 1e-2, 2e-2), (0.05, 0.2)
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResMLP, 64 tokens": {"model": "resmlp_6_32"},
     "gMLP, 64 tokens": {"model": "gmlp_6_32"},
