@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import HERE, options, table, write
+from common import HERE, mean_and_spread, options, table, write
+from locality import seconds_an_epoch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -34,6 +35,7 @@ from repmlp.plot.ablation import COLORS
 from repmlp.plot.saving import save_figure, style_axes
 
 TITLES = {row.name: row.title for row in ROWS}
+PAPER = {row.name: row.paper for row in ROWS}
 DECAYS = ("1e-4", "5e-4", "2e-3")
 CHOSEN = (("pure-mlp", "2e-3"), ("no-local", "5e-4"))
 #: Trained on all images only, at the pure MLP's weight decay; none was chosen for them.
@@ -95,7 +97,7 @@ def train(study: str, data: Path, runs: Path) -> None:
 
 
 def results(study: str, runs: Path) -> list[dict[str, Any]]:
-    """What each finished run gave: accuracy of its last epoch in both forms, and the training loss of that epoch.
+    """What each finished run gave: accuracy of its last epoch in both forms, the training loss of that epoch, its time.
 
     For runs that are not in ``runs``, what results/ already says.
     """
@@ -110,6 +112,7 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
         result["accuracy"] = converted["correct"]["training form"] / converted["images"]
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
         result["train_loss"] = train_loss(file.parent)
+        result["seconds_an_epoch"] = round(seconds_an_epoch(file.parent), 1)
         found.append({**result, "cpu": converted["machine"]["cpu"]})
     return found
 
@@ -138,6 +141,34 @@ def run_folder(study: str, runs: Path, row: str, decay: str, images: int, seed: 
 def converted_file(study: str, runs: Path, *run: Any) -> Path:
     """What the last step of a run writes."""
     return run_folder(study, runs, *run) / "converted.json"
+
+
+def by_row(found: list[dict[str, Any]]) -> str:
+    """A table of means and standard deviations over the seeds, and of the differences to the pure MLP, seed by seed."""
+    groups: dict[tuple[int, str, float], list[dict[str, Any]]] = {}
+    for result in found:
+        groups.setdefault((result["images"], result["row"], result["weight_decay"]), []).append(result)
+    pure = {(r["images"], r["seed"]): r["accuracy"] for r in found if r["row"] == "pure-mlp"}
+    cells = []
+    for (images, row, decay), own in groups.items():
+        others = [r for r in own if row != "pure-mlp" and (images, r["seed"]) in pure]
+        points = [100 * (r["accuracy"] - pure[images, r["seed"]]) for r in others]
+        seconds = [r["seconds_an_epoch"] for r in own if "seconds_an_epoch" in r]
+        cells.append(
+            [
+                f"{images:,}",
+                TITLES[row],
+                f"{decay:g}",
+                f"{len(own)}",
+                mean_and_spread([100 * r["accuracy"] for r in own]),
+                mean_and_spread(points) if points else "",
+                PAPER[row],
+                mean_and_spread([r["train_loss"] for r in own]),
+                f"{statistics.median(seconds):.0f}" if seconds else "",
+            ]
+        )
+    header = ["images", "row", "weight decay", "n", "test accuracy, %", "points to pure MLP", "paper", "training loss"]
+    return table([*header, "s/epoch"], cells)
 
 
 def draw(found: list[dict[str, Any]], runs: Path) -> None:
@@ -203,7 +234,8 @@ def main() -> None:
     ]
     which = "held-out" if args.what == "search" else "test"
     header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss", "cpu"]
-    write(f"cifar10_{args.what}", settings_of(args.what), found, table(header, cells))
+    tables = [table(header, cells)] if args.what == "search" else [by_row(found), table(header, cells)]
+    write(f"cifar10_{args.what}", settings_of(args.what), found, "\n\n".join(tables))
     if args.what == "curve":
         draw(found, args.output)
 

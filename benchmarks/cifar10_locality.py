@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 from cifar10 import IMAGES, RECIPE, train_loss
-from common import HERE, options, table, write
-from locality import accuracies, mean_and_spread
+from common import HERE, mean_and_spread, options, table, write
+from locality import accuracies
 
 import repmlp
 from repmlp.data import load_data

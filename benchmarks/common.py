@@ -1,6 +1,7 @@
 """Report what a benchmark measured, and on which machine."""
 
 import json
+import statistics
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
@@ -45,6 +46,12 @@ def suffix(precision: str) -> str:
 def milliseconds(timing: Timing) -> dict[str, float]:
     """Median, fastest and slowest call, in ms."""
     return {key: round(seconds * 1e3, 4) for key, seconds in asdict(timing).items()}
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

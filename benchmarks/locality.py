@@ -21,7 +21,7 @@ import timm
 import torch
 import yaml
 from accelerate.utils import set_seed
-from common import HERE, milliseconds, options, table, write
+from common import HERE, mean_and_spread, milliseconds, options, table, write
 
 import repmlp
 from repmlp.conversion import example_inputs
@@ -70,12 +70,6 @@ def budget(folders: list[Path]) -> dict[str, Any]:
 def accuracies(folders: list[Path]) -> list[float]:
     """On the test images, in percent."""
     return [100 * json.loads((folder / "test.json").read_text())["accuracy"] for folder in folders]
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def seconds_an_epoch(folder: Path) -> float:
