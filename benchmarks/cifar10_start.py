@@ -5,7 +5,9 @@ function (its logits on those images are compared). Each row of FC3's weights ge
 B, which the BN after it undoes; so a step turns it as far as in row B. Then row B trains as in ``cifar10.py test``, at
 the weight decay chosen for it.
 
-    python benchmarks/cifar10_start.py DATA RUNS    # writes results/cifar10_start
+    python benchmarks/cifar10_start.py DATA RUNS    # two seeds; writes results/cifar10_start
+
+Results of seeds that are not trained (``--seeds 1``) are kept as results/ has them.
 """
 
 import json
@@ -19,25 +21,27 @@ import timm
 import torch
 import yaml
 from cifar10 import IMAGES, RECIPE, STUDIES, train_loss
-from common import options, table, write
+from common import HERE, options, table, write
 from torch import Tensor, nn
 
 import repmlp
 from repmlp.data import eval_transform, load_data
+from repmlp.deploy.environment import machine
 
-SEED, DECAY = 0, "5e-4"  # chosen for row B by the search
+DECAY = "5e-4"  # chosen for row B by the search
 CALIBRATION = 1024
+STEPS = STUDIES["test"][0]["steps"]
 
 
-def network(**model_args: Any) -> nn.Module:
-    torch.manual_seed(SEED)
+def network(seed: int, **model_args: Any) -> nn.Module:
+    torch.manual_seed(seed)
     return timm.create_model("repmlp_cifar", **model_args).double().train()
 
 
 @torch.no_grad()
-def merged_start(images: Tensor) -> nn.Module:
+def merged_start(images: Tensor, seed: int) -> nn.Module:
     """Row B that in training mode maps ``images`` (B, 3, 32, 32) as a fresh pure MLP does."""
-    pure, start = network(), network(kernel_sizes=[])
+    pure, start = network(seed), network(seed, kernel_sizes=[])
     for module in pure.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.register_forward_pre_hook(measure)
@@ -83,34 +87,47 @@ def fit_norm(bn: nn.BatchNorm1d, scale: Tensor, bias: Tensor) -> Callable[..., N
     return fit
 
 
+def calibration_images(data: Path, seed: int) -> Tensor:
+    """Training images (B, 3, 32, 32), prepared as for the network."""
+    loaded = load_data(f"folder:{data.absolute()}")
+    config = timm.data.resolve_model_data_config(network(seed)) | {"mean": loaded.mean, "std": loaded.std}
+    transform = eval_transform(config)
+    chosen = torch.randperm(len(loaded.train), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
+    return torch.stack([transform(loaded.train[i][0]) for i in chosen.tolist()]).double()
+
+
+def train(data: Path, runs: Path, seed: int) -> Path:
+    """The run folder; nothing is trained if it is finished."""
+    run, start = runs / f"start-run-{seed}", runs / f"start-{seed}"
+    if not start.exists():
+        repmlp.save_model(merged_start(calibration_images(data, seed), seed), start)
+    if not (run / "test.json").exists():
+        epochs = -(-STEPS // (IMAGES // RECIPE["batch_size"]))
+        recipe = {**RECIPE, "data": f"folder:{data.absolute()}", "train_images": IMAGES, "epochs": epochs}
+        recipe |= {"model_args": {"kernel_sizes": []}, "weight_decay": float(DECAY), "seed": seed}
+        file = runs / f"start-{seed}.yaml"
+        file.write_text(yaml.safe_dump({**recipe, "weights": str(start.absolute())}))
+        goes_on = ["--resume"] if (run / "config.yaml").exists() else ["--config", str(file)]
+        subprocess.run([sys.executable, "-m", "repmlp_cli", "train", str(run), *goes_on], check=True)
+    return run
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
-    run, start = args.runs / "start-run", args.runs / "start"
-    command = [sys.executable, "-m", "repmlp_cli"]
-    if not start.exists():
-        trained = repmlp.load_model(args.runs / f"test-{DECAY}" / f"images-{IMAGES}" / "no-local" / f"seed-{SEED}")
-        train_images = load_data(f"folder:{args.data.absolute()}").train
-        chosen = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATION]
-        transform = eval_transform(timm.data.resolve_model_data_config(trained))
-        images = torch.stack([transform(train_images[i][0]) for i in chosen.tolist()]).double()
-        repmlp.save_model(merged_start(images), start)
-    if not (run / "test.json").exists():
-        steps = STUDIES["test"][0]["steps"]
-        epochs = -(-steps // (IMAGES // RECIPE["batch_size"]))
-        recipe = {**RECIPE, "data": f"folder:{args.data.absolute()}", "train_images": IMAGES, "epochs": epochs}
-        recipe |= {"model_args": {"kernel_sizes": []}, "weight_decay": float(DECAY), "seed": SEED}
-        (args.runs / "start.yaml").write_text(yaml.safe_dump({**recipe, "weights": str(start.absolute())}))
-        goes_on = ["--resume"] if (run / "config.yaml").exists() else ["--config", str(args.runs / "start.yaml")]
-        subprocess.run([*command, "train", str(run), *goes_on], check=True)
-    accuracy = json.loads((run / "test.json").read_text())["accuracy"]
-    found = {"weight_decay": float(DECAY), "accuracy": accuracy, "train_loss": train_loss(run)}
-    cells = [["B from the merge of a fresh pure MLP", DECAY, f"{accuracy:.2%}", f"{found['train_loss']:.3f}"]]
-    settings = {"images": IMAGES, "steps": STUDIES["test"][0]["steps"], "seed": SEED, "calibrated on": CALIBRATION}
-    header = ["row", "weight decay", "test accuracy", "training loss"]
-    write("cifar10_start", settings, [found], table(header, cells))
+    file = HERE / "results" / "cifar10_start.json"
+    found = {result["seed"]: result for result in json.loads(file.read_text())["results"]} if file.exists() else {}
+    for seed in args.seeds:
+        run = train(args.data, args.runs, seed)
+        accuracy = json.loads((run / "test.json").read_text())["accuracy"]
+        found[seed] = {"seed": seed, "accuracy": accuracy, "train_loss": train_loss(run), "cpu": machine()["cpu"]}
+    results = [found[seed] for seed in sorted(found)]
+    cells = [[f"{r['seed']}", f"{r['accuracy']:.2%}", f"{r['train_loss']:.3f}", r["cpu"]] for r in results]
+    settings = {"images": IMAGES, "steps": STEPS, "weight decay": DECAY, "calibrated on": CALIBRATION}
+    write("cifar10_start", settings, results, table(["seed", "test accuracy", "training loss", "cpu"], cells))
 
 
 if __name__ == "__main__":
