@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrizations
 
 import repmlp
 from elsewhere import claimed_elsewhere
@@ -301,3 +302,71 @@ def test_the_model_of_a_run_is_not_replaced_by_another(model, tmp_path, through)
     assert weights.read_bytes() == before
     for _ in range(2):
         repmlp.save_model(repmlp.reparameterize(model), run / "deploy", overwrite=True)
+
+
+def with_eps(model):
+    model.stages[0][0].bn.eps = 0.1
+
+
+def with_another_activation(model):
+    model.stages[0][1] = torch.nn.GELU()
+
+
+def with_another_head(model):
+    model.head.fc = torch.nn.Linear(model.head.fc.in_features, 7)
+
+
+def with_a_computed_weight(model):
+    parametrizations.weight_norm(model.head.fc)
+
+
+def with_other_padding(model):
+    model.stages[0][0].conv.padding_mode = "circular"
+
+
+REFUSED = {
+    with_eps: r"bn is a batch norm \(eps=0.1\) and a batch norm \(eps=1e-05\) in what is rebuilt",
+    with_another_activation: r"is GELU",
+    with_another_head: r"head.fc.bias is of shape \[7\] in the model and of shape \[10\]",
+    with_a_computed_weight: r"head.fc.parametrizations.weight.original0 is of shape",
+    with_other_padding: r"conv is Conv2d\(.*padding_mode=circular",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_a_network_that_timm_would_rebuild_as_another_one_is_refused(model, tmp_path, change):
+    change(model)
+    with pytest.raises(ValueError, match=f"^this CifarNet cannot be saved as a model folder.*{REFUSED[change]}"):
+        repmlp.save_model(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.reset_classifier(7),
+        lambda model: timm.layers.convert_sync_batchnorm(model),
+        lambda model: model.stages[0].train(),
+        lambda model: model.requires_grad_(False),
+    ],
+)
+def test_what_changes_nothing_that_is_rebuilt_may_differ(model, tmp_path, change):
+    changed = change(model)
+    model = changed if isinstance(changed, type(model)) else model
+    model.eval()
+    plain = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
+    assert all(torch.equal(t, plain.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_drop_rates_that_the_config_does_not_name_may_differ(tmp_path):
+    model = timm.create_model("test_resnet", drop_path_rate=0.1, drop_rate=0.1)
+    assert repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
+
+
+def test_a_network_of_two_dtypes_keeps_both(model, tmp_path):
+    model.half()
+    model.head.float()
+    loaded = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
+    assert {name: t.dtype for name, t in loaded.state_dict().items()} == {
+        name: t.dtype for name, t in model.state_dict().items()
+    }

@@ -16,6 +16,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .conversion import deploy_arguments, timm_model
+from .conversion.differences import what_differs
 from .conversion.forms import describe_form, rebuild_form_
 from .files import atomic_folder, claim_to_write, ensure_folder
 from .locality import inject_locality, injected_locality
@@ -52,12 +53,14 @@ def save_model(
     Raises:
         FileExistsError: if the folder exists and ``overwrite`` is False, or it holds other files too.
         BlockingIOError: if another process is writing the folder.
-        ValueError: if the model does not come from timm's registry, or ``label_names`` are not one for each class.
+        ValueError: if the model does not come from timm's registry, if timm would build another network (a layer was
+            replaced, a setting changed, weights are computed from others), or if ``label_names`` are not one for each
+            class.
         OSError: if the folder could not be written; what was there is kept.
     """
     model = timm_model(model)
     with claim_model_folder(folder, overwrite):
-        return write_model_folder(model, folder, label_names, data_config)
+        return write_model_folder(model, folder, label_names, data_config, check=True)
 
 
 def claim_model_folder(folder: str | Path, overwrite: bool = False) -> AbstractContextManager[None]:
@@ -79,8 +82,13 @@ def write_model_folder(
     folder: str | Path,
     label_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
+    check: bool = False,
 ) -> Path:
-    """As :func:`save_model`, replacing the model that is there; other files in the folder stay."""
+    """As :func:`save_model`, replacing the model that is there; other files in the folder stay.
+
+    Args:
+        check: whether the folder describes this model: needless for one that was made from such a description.
+    """
     if label_names is not None:
         check_label_names(label_names, model.num_classes)
     names = list(label_names) if label_names is not None else label_names_of(model)
@@ -102,7 +110,38 @@ def write_model_folder(
             model_args=deploy_arguments(model) or None,
             data_config={**(data_config or {}), **size},
         )
+        if check:
+            _ensure_describes(new, model)
     return Path(folder)
+
+
+def _ensure_describes(folder: Path, model: Any) -> None:
+    """Raise ValueError if the config of a model folder describes another network than the model."""
+    config, weights = read_config(folder / CONFIG), model.state_dict()
+    refused = f"this {type(model).__name__} cannot be saved as a model folder, which timm.create_model has to rebuild: "
+    try:
+        try:
+            with torch.device("meta"):
+                made = _build(folder, config, weights)
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            made = _build(folder, config, weights)  # it reads values while it is built
+    except Exception as error:
+        raise ValueError(f"{refused}that fails with {type(error).__name__}, {error}") from error
+    if what := what_differs(model, made):
+        raise ValueError(
+            f"{refused}{what}. If timm has an argument for that, make the network with it; or save the state_dict alone"
+        )
+
+
+def _build(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """The network that a config describes, in its form, for weights of these names."""
+    model: Any = timm.create_model(f"local-dir:{folder}")
+    for arguments in config.get("locality") or []:
+        inject_locality(model, **arguments)
+    rebuild_form_(model, config, weights)
+    return model
 
 
 def load_model(folder: str | Path) -> Any:
@@ -121,10 +160,7 @@ def load_model(folder: str | Path) -> Any:
     weights = read_weights(folder / WEIGHTS)
     try:
         _check_size(folder, weights)
-        model: Any = timm.create_model(f"local-dir:{folder}")
-        for arguments in config.get("locality") or []:
-            inject_locality(model, **arguments)
-        rebuild_form_(model, config, weights)
+        model = _build(folder, config, weights)
     except Exception as error:  # what the config asks for can fail anywhere in timm, PyTorch and the networks
         raise ValueError(
             f"{folder / CONFIG} does not describe a network that can be built: {type(error).__name__}, {error}"
@@ -132,6 +168,9 @@ def load_model(folder: str | Path) -> Any:
     check_network(folder / CONFIG, config, model)
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     model.to(max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if len(dtypes) > 1 and name in weights and tensor.is_floating_point():
+            tensor.data = tensor.data.to(weights[name].dtype)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # names or shapes

@@ -1,15 +1,18 @@
 """Parameters and multiply-adds of a model, counted as in the papers."""
 
-import copy
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from .conversion.equivalence import example_inputs
+from .conversion.norm_folding import meta_copy
+from .conversion.preparation import in_eval_mode
+from .conversion.probing import dtype_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
         input_size: (C, H, W); by default that of the model's pretrained_cfg.
 
     Raises:
-        ValueError: if TorchScript compiled the model or a part of it.
+        ValueError: if TorchScript compiled the model or a part of it, or a lazy layer has no weights yet.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -40,10 +43,14 @@ def complexity(model: nn.Module, input_size: tuple[int, int, int] | None = None)
                 f"{name or 'the model'} ({type(module).__name__}) is compiled by TorchScript, which hides its "
                 f"operations: pass the model that it was made from"
             )
-    ghost = copy.deepcopy(model).to("meta").eval()
+        if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values())):
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) has weights without a shape: call the model once"
+            )
+    ghost = in_eval_mode(meta_copy(model))
     x = example_inputs(model, batch_size=1) if input_size is None else torch.empty(1, *input_size)
     with FlopCounterMode(display=False) as counter:
-        ghost(x.to("meta", next(ghost.parameters()).dtype))
+        ghost(x.to("meta", dtype_of(model)))
     params = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(params, macs=counter.get_total_flops() // 2)
 

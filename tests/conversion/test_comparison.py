@@ -3,8 +3,10 @@
 import copy
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from timm.layers import LayerScale
 from torch import nn
 
 import repmlp
@@ -261,3 +263,111 @@ def test_a_layer_may_hold_integers_beside_its_weights(tensor, named):
     report = repmlp.verify(a, b, X)
     assert not report
     assert report.first_difference.tensor == named
+
+
+class Scaled(nn.Module):
+    """A conv times a number that is an attribute."""
+
+    def __init__(self, key, number, keep):
+        super().__init__()
+        self.conv, self.read = nn.Conv2d(3, 4, 1), (lambda value: value) if keep is None else keep
+        setattr(self, key, number)
+        self.key = key
+
+    def forward(self, x):
+        return self.conv(x) * self.read(getattr(self, self.key))
+
+
+KEPT = {  # where a number is kept: name, from a number, and back
+    "public": ("scale", float, None),
+    "private": ("_scale", float, None),
+    "in a dict": ("scale", lambda v: {"by": v}, lambda d: d["by"]),
+    "in an array": ("scale", lambda v: np.array([v]), lambda a: float(a[0])),
+    "in a tensor": ("scale", torch.tensor, lambda t: t),
+}
+
+
+@pytest.mark.parametrize(("key", "make", "read"), KEPT.values(), ids=KEPT)
+def test_a_number_that_moved_into_the_weights_below_explains_them(key, make, read):
+    a, b = (nn.Sequential(Scaled(key, make(number), read), nn.ReLU()).eval() for number in (2.0, 1.0))
+    with torch.no_grad():
+        for ours, theirs in zip(a.parameters(), b.parameters(), strict=True):
+            theirs.copy_(2 * ours)
+    report = repmlp.verify(a, b, X)
+    assert report
+    assert [row.name for row in report.blocks] == ["0"]
+    change(b, "0.conv.weight")
+    assert not repmlp.verify(a, b, X)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.fc = nn.Embedding(1000, 16), nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, indices):
+        return self.fc(self.mix(self.words(indices)))
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (5,), ()])
+def test_all_rows_of_an_embedding_are_compared(shape):
+    a = Words().eval()
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b.words.weight.copy_(a.mix(a.words.weight))
+    b.mix = nn.Identity()
+    indices = torch.randint(0, 20, shape)
+    assert repmlp.verify(a, b, indices)
+    with torch.no_grad():
+        b.words.weight[999, 3] += 0.1
+    report = repmlp.verify(a, b, indices)
+    assert (report.first_difference.name, report.first_difference.channel) == ("words + mix", 3)
+
+
+class Sequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+def test_the_channels_of_a_sequence_are_those_of_its_conv():
+    model, x = randomize(Sequence()), torch.randn(4, 3, 16)
+    folded = repmlp.fold_norms(model, x)
+    assert repmlp.verify(model, folded, x)
+    with torch.no_grad():
+        folded.conv.bias[5] += 0.1
+    assert repmlp.verify(model, folded, x).first_difference.channel == 5
+
+
+def test_the_channels_of_maps_that_have_them_last_are_judged_apart():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), LayerScale(8)).eval()
+    with torch.no_grad():
+        model[2].gamma.copy_(torch.tensor([1.0] * 7 + [1e-7]))
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        merged[1].weight.mul_(model[2].gamma[:, None])
+        merged[1].bias.mul_(model[2].gamma)
+    merged[2] = nn.Identity()
+    maps = torch.randn(4, 6, 6, 3)  # (N, H, W, C)
+    assert repmlp.verify(model, merged, maps)
+    with torch.no_grad():
+        merged[1].weight[7] = 0
+    assert repmlp.verify(model, merged, maps).first_difference.channel == 7
+
+
+def test_an_overflow_in_the_dtype_of_a_model_is_not_equal_and_names_the_model():
+    def net(first, last):
+        convs = [nn.Conv2d(3, 3, 1, groups=3, bias=False, dtype=torch.float16) for _ in range(2)]
+        for conv, factor in zip(convs, (first, last), strict=True):
+            nn.init.constant_(conv.weight, factor)
+        return nn.Sequential(*convs).eval()
+
+    small, large, x = net(1e-3, 30000.0), net(30000.0, 1e-3), torch.full((2, 3, 4, 4), 10.0)
+    assert repmlp.verify(small, small, x)
+    for pair, who in (((small, large), "second model gives"), ((large, small), "first"), ((large, large), "both")):
+        report = repmlp.verify(*pair, x)
+        assert not report
+        assert f"in its own dtype, {'' if who == 'both' else 'the '}{who}" in report.where()

@@ -377,3 +377,17 @@ def test_a_norm_stays_whose_layer_gives_an_intermediate_map(shown, folded):
     (ours, our_maps), (theirs, their_maps) = (m.forward_intermediates(x) for m in (repmlp.fold_norms(model, x), model))
     for a, b in zip([ours, *our_maps], [theirs, *their_maps], strict=True):
         assert_close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("key", ["weight", "bias", "running_mean", "running_var"])
+def test_a_norm_whose_tensors_forward_also_reads_stays(key):
+    model = randomize(
+        Net(
+            lambda net, x: net.bn(net.conv(x)) * getattr(net.bn, key).mean(),
+            conv=nn.Conv2d(4, 4, 1),
+            bn=nn.BatchNorm2d(4),
+        )
+    )
+    x = torch.randn(IMAGES)
+    assert foldable_norms(model, x) == {}
+    assert_same(repmlp.fold_norms(model, x)(x), model(x))

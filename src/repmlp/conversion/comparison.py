@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from timm.layers import LayerScale
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -121,7 +122,7 @@ class Comparison:
         still = self._explain_chains(name, still, inside)
         if name not in self.calls[0].arguments:
             return still + ([Open((name,), closed=False)] if own is not None else [])
-        together = (own is not None and own.weights) or len(still) > 1 or any(not self._called(o) for o in still)
+        together = (own is not None and own.may_explain) or len(still) > 1 or any(not self._called(o) for o in still)
         if not (together or is_block or own is not None):
             return still
         row = row or self._probe((name,), final=False)
@@ -195,7 +196,10 @@ class Comparison:
         modules = [_chain(model, names) for model in (self.wide[0], self.rounded[0], self.native[0])]
         theirs = tuple(translate(name, self.names) for name in names)
         others = [_chain(model, theirs) for model in (self.wide[1], self.rounded[1], self.native[1])]
-        probes, tally, needed = Probes(self.calls[0].arguments[names[0]]), Tally(GROUPS), 1
+        first_layer, last_layer = (self.native[0].get_submodule(name) for name in (names[0], names[-1]))
+        rows_of = first_layer.num_embeddings if isinstance(first_layer, nn.Embedding) else None
+        probes = Probes(self.calls[0].arguments[names[0]], rows_of)
+        tally, needed = Tally(GROUPS, channel_axis(last_layer)), 1
         row = BlockDeviation(" + ".join(names), Deviation(0.0, 0.0), Deviation(0.0, 0.0), 0.0)
         while probes.rows < needed:
             first = not probes.rows
@@ -269,12 +273,19 @@ class Comparison:
             return None
         args, kwargs = Probes(self.calls[0].arguments[names[0]]).zeros()
         (ours, ours_rounded), (other, other_rounded) = ([run(m, args, kwargs) for m in pair] for pair in (a, b))
-        tally = Tally()
+        tally = Tally(channel_axis=channel_axis(self.native[0].get_submodule(names[-1])))
         tally.add(ours, other, [(ours, ours_rounded), (other, other_rounded)])
         if tally.verdict().ratio > LIMIT:
             return min(theirs)  # "...bias" < "...weight"
         alive = row.channel is not None and tally.norm(row.output, row.channel) > 0  # not cut off by an activation
         return max(theirs) if alive else None
+
+
+def channel_axis(layer: nn.Module) -> int | None:
+    """The axis of the channels in the outputs of a layer; None if it depends on the number of axes."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._BatchNorm):
+        return 1
+    return -1 if type(layer) in (nn.Linear, nn.LayerNorm, nn.Embedding, LayerScale) else None
 
 
 def _chain(model: nn.Module, names: tuple[str, ...]) -> nn.Module:

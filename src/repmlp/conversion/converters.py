@@ -12,26 +12,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.ops import FrozenBatchNorm2d
 
-from .preparation import in_eval_mode, make_permanent, package_of, why_not_mergeable
+from ..layers.sync_norm import SyncNorm
+from .preparation import has_own_forward, in_eval_mode, make_permanent, package_of, why_not_mergeable
 
 #: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
 CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
+#: What a synchronized or frozen norm, which converts like it, stands for: code of other packages checks the class.
+STAND_INS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.SyncBatchNorm: nn.BatchNorm2d,
+    SyncNorm: nn.BatchNorm2d,
+    FrozenBatchNorm2d: nn.BatchNorm2d,
+    SyncBatchNormAct: BatchNormAct2d,
+    FrozenBatchNormAct2d: BatchNormAct2d,
+}
+
+
 def converter(module: nn.Module) -> str | None:
-    """Name of the method that converts a module, or None. One that needs arguments does not count."""
+    """Name of the method that converts a module, or None. One that takes what it fuses as arguments does not count."""
     for name in CONVERTERS:
         method = getattr(module, name, None)
         if inspect.ismethod(method):
-            try:
-                inspect.signature(method).bind()
-            except TypeError:
-                continue
-            return name
+            parameters = inspect.signature(method).parameters.values()
+            if all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters):
+                return name
     return None
 
 
@@ -53,19 +64,26 @@ def says_deployed(block: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def call_converters(block: nn.Module) -> nn.Module:
+def call_converters(block: nn.Module, done: frozenset[nn.Module] = frozenset()) -> nn.Module:
     """Convert a block and all modules in it; returns what takes its place: what ``fuse`` returns, or the block.
 
     A block that ``fuse`` returns is converted too, unless it says that it is in deploy form or is ``block`` made anew.
+
+    Args:
+        done: what the converter of a module around the block has changed, as one that calls those of its parts does:
+            their own, which may not be made to be called twice, are not called again.
     """
-    name, parts = converter(block), list(block.modules())
-    result = getattr(block, name)() if name else None
+    name, parts = None if block in done else converter(block), list(block.modules())
+    if name:
+        before = {part: _State(part) for part in parts[1:]}
+        result = getattr(block, name)()
+        done |= {part for part, state in before.items() if not state.holds_for(part)}
     new = result if name == "fuse" and isinstance(result, nn.Module) else block
     made_anew = type(new) is type(block) and new not in parts[1:]
     if not made_anew and not says_deployed(new):
-        return call_converters(new)
+        return call_converters(new, done)
     for child in list(new.children()):
-        converted = call_converters(child)
+        converted = call_converters(child, done)
         if converted is not child:
             replace(new, child, converted)
     return new
@@ -107,6 +125,17 @@ class Twin:
         self._alive: list[Any] = [memo]  # an id is valid as long as its object lives
         for module in list(self.block.modules()):
             make_permanent(module)
+
+    def convert(self) -> nn.Module:
+        """Convert the copy; its synchronized and frozen norms are plain ones meanwhile, as other packages expect."""
+        kept = {module: type(module) for module in self.block.modules() if type(module) in STAND_INS}
+        for module, cls in kept.items():
+            module.__class__ = STAND_INS[cls]
+        try:
+            return call_converters(self.block)
+        finally:
+            for module, cls in kept.items():
+                module.__class__ = cls
 
     def separate(self, touched: Collection[nn.Module]) -> None:
         """Give each place in the twin a copy of its own of what is touched, so that nothing is converted twice."""
@@ -176,7 +205,7 @@ def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
             owners = [(storage_of(t), module) for module in modules for t in tensors_of(module)]
             versions = {id(t): t._version for module in modules for t in tensors_of(module)}
             with _Reads() as reads:
-                new = call_converters(twin.block)
+                new = twin.convert()
     except Exception as error:
         return DryRun(faults=faults, error=error)
     stay = {id(module) for module in new.modules()}
@@ -185,12 +214,19 @@ def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
     read = [module for storage, module in owners if storage in reads.storages]
     written = [t for module in modules for t in tensors_of(module) if t._version != versions.get(id(t))]
     touched = tuple(dict.fromkeys(twin.modules[id(module)] for module in (*gone, *changed, *read)))
+    faults = {module: fault for module, fault in faults.items() if module in touched}
+    for module in new.modules():
+        if not has_own_forward(module):
+            faults[twin.modules.get(id(module), block)] = (
+                "is given a forward by its conversion that is not a method of its own: assign a method (self.forward "
+                "= self.forward_deploy), or let forward ask for the form"
+            )
     return DryRun(
         touched=touched,
         gone=tuple(twin.modules[id(module)] for module in gone),
         written=frozenset(id(twin.tensors[id(t)]) for t in written if id(t) in twin.tensors),
         changes=bool(gone or changed),
-        faults={module: fault for module, fault in faults.items() if module in touched},
+        faults=faults,
     )
 
 

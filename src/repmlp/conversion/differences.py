@@ -4,8 +4,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from timm.layers import DropBlock2d, DropPath, PatchDropout
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import FrozenBatchNorm2d
+
+NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -15,15 +21,22 @@ class Difference:
     Attributes:
         tensors: names of tensors that differ or that one model lacks.
         structure: whether its class or its set of tensors differs, or a child with weights is in one model only.
+        numbers: whether numbers differ that it keeps as attributes, such as a factor of its output.
     """
 
     tensors: tuple[str, ...]
     structure: bool
+    numbers: bool = False
 
     @property
     def weights(self) -> bool:
         """Whether weights differ, so that a difference elsewhere may make up for it (a norm folded into a conv)."""
         return bool(self.tensors) or self.structure
+
+    @property
+    def may_explain(self) -> bool:
+        """Whether what differs here may make up for other weights in a child."""
+        return self.weights or self.numbers
 
 
 def paired_modules(a: nn.Module, b: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -67,11 +80,39 @@ def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[s
         structure = bool(missing) or any(own_tensors(part) for part in parts)
         # The code: class, attributes, hooks, children without weights.
         code = bool(alone) or type(a) is not type(b) or _settings(a) != _settings(b) or _hooks(a) != _hooks(b)
-        code = code or not _same_plain_tensors(a, b)
+        numbers = _numbers(a) != _numbers(b) or not _same_plain_tensors(a, b)
         tensors = tuple(f"{name}.{key}".removeprefix(".") for key in sorted(missing | different))
-        if tensors or structure or code:
-            found[name] = Difference(tensors, structure)
+        if tensors or structure or code or numbers:
+            found[name] = Difference(tensors, structure, numbers)
     return found
+
+
+def what_differs(a: nn.Module, b: nn.Module) -> str:
+    """The first thing in which a model and what was rebuilt of it compute differently in eval mode; "" if they agree.
+
+    By names and shapes of weights, classes of modules and settings of PyTorch's layers; both may be on the meta device.
+    """
+    ours, theirs = ({key: tuple(t.shape) for key, t in m.state_dict().items()} for m in (a, b))
+    if differing := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+        name = differing[0]
+        found = [f"of shape {list(s[name])}" if name in s else "missing" for s in (ours, theirs)]
+        return f"{name} is {found[0]} in the model and {found[1]} in what is rebuilt"
+    for name, (ours, theirs) in paired_modules(a, b, {}).items():
+        found = [_as_text(module) for module in (ours, theirs)]
+        if found[0] != found[1]:
+            return f"{name or 'the model'} is {found[0]} and {found[1]} in what is rebuilt"
+    return ""
+
+
+def _as_text(module: nn.Module) -> str:
+    """The class of a module and, for layers of PyTorch, the settings that count in eval mode."""
+    if isinstance(module, NORMS):  # synchronized ones become plain ones
+        return f"a batch norm (eps={module.eps})"
+    if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd | DropPath | DropBlock2d | PatchDropout):
+        return "an Identity"
+    settings = module.extra_repr() if type(module).__module__.startswith("torch.nn.") else ""
+    kept = [part for part in settings.split(", ") if not part.startswith("inplace=")]
+    return f"{type(module).__name__}({', '.join(filter(None, kept))})"
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -112,6 +153,20 @@ def _settings(module: nn.Module) -> dict[str, object]:
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "training" and (_is_plain(value) or inspect.isroutine(value))
     }
+
+
+def _numbers(module: nn.Module) -> dict[str, object]:
+    """Numbers that are attributes, private ones too, also in lists, dicts and arrays."""
+    leaves = {key: tree_leaves(value) for key, value in vars(module).items() if key not in ("_parameters", "_modules")}
+    found = {
+        key: [v.tolist() if isinstance(v, np.ndarray | np.generic) else v for v in values if _is_number(v)]
+        for key, values in leaves.items()
+    }
+    return {key: values for key, values in found.items() if values}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | complex | np.ndarray | np.generic) and not isinstance(value, bool)
 
 
 def _same_plain_tensors(a: nn.Module, b: nn.Module) -> bool:

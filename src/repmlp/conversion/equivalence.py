@@ -15,7 +15,16 @@ from .comparison import Comparison, run, run_wide
 from .preparation import copied
 from .probing import ROWS, Arguments, cast, dtype_of
 from .report import NETWORK, BlockDeviation, EquivalenceReport
-from .rounding import LIMIT, Tally, largest_deviation, paired_tensors, rounded_copy, tensors_of, wide_copy
+from .rounding import (
+    LIMIT,
+    Tally,
+    largest_deviation,
+    note_on_infinity,
+    paired_tensors,
+    rounded_copy,
+    tensors_of,
+    wide_copy,
+)
 
 
 @contextlib.contextmanager
@@ -96,7 +105,10 @@ def verify(
             f"one rounding of the weights moves the outputs by {scatter:.1%}, too much to tell models apart as a whole"
         )
         network = replace(network, ratio=math.inf, note=note)
-    agree, images = _agreement(ours, theirs)
+    note = next(filter(None, (note_on_infinity(*pair) for _, pair in paired_tensors(ours, theirs))), "")
+    if note and not network.note:  # it overflows in its own dtype only
+        network = replace(network, ratio=math.inf, note=f"in its own dtype, {note}")
+    agree, images = (0, 0) if network.note else _agreement(ours, theirs)
     dtype = max(dtype_of(a), dtype_of(b) if isinstance(b, nn.Module) else dtype_of(a), key=lambda d: torch.finfo(d).eps)
     return EquivalenceReport(modules, network, agree, images, str(dtype).removeprefix("torch."), tolerance)
 

@@ -155,6 +155,7 @@ def _pairs_by_export(ghost: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[st
         if (
             (weight, bias) == (f"{layer}.weight", f"{layer}.bias")
             and uses[weight] == uses[bias] == uses.get(f"{norm}.running_mean") == 1
+            and all(uses.get(f"{norm}.{key}", 1) == 1 for key in ("running_var", "weight", "bias"))
             and node.meta["val"].dim() == modules[layer].weight.dim()  # channels are axis 1, as the norm takes them
         ):
             pairs.append((layer, norm))

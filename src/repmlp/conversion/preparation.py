@@ -78,12 +78,17 @@ def ensure_copyable(model: nn.Module) -> None:
             raise ValueError(f"{where} has weights without a shape: call the model once, and pass it then")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is compiled by TorchScript: pass the model that it was made from")
-        forward = vars(module).get("forward")
-        if forward is not None and not (inspect.ismethod(forward) and forward.__self__ is module):
+        if not has_own_forward(module):
             raise ValueError(
                 f"{where} has had its forward replaced by a function that is not bound to it, so a copy would still "
                 f"run the original: define a subclass with that forward instead"
             )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the ``forward`` of a module is its class's or a method of its own that was assigned to it."""
+    forward = vars(module).get("forward")
+    return forward is None or (inspect.ismethod(forward) and forward.__self__ is module)
 
 
 @torch.no_grad()

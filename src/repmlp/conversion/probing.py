@@ -117,10 +117,24 @@ def _pool() -> Tensor:
     return torch.randn(_POOL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-class Probes:
-    """Random inputs of the recorded shapes, the same ones in every process and for every model."""
+def _all_indices(like: Tensor, count: int) -> Tensor:
+    """0 to ``count`` - 1, as many in a row as ``like`` (N, ...) has, from 0 again to fill the last row."""
+    row = like.shape[1:].numel() if like.dim() else 1
+    indices = torch.arange(-(-count // max(1, row)) * max(1, row), device=like.device, dtype=like.dtype) % count
+    return indices.reshape(-1, *like.shape[1:])
 
-    def __init__(self, arguments: Arguments) -> None:
+
+class Probes:
+    """Random inputs of the recorded shapes, the same ones in every process and for every model.
+
+    Args:
+        arguments: recorded ones of a call.
+        num_embeddings: if it is the call of an embedding, whose indices are then all of these.
+    """
+
+    def __init__(self, arguments: Arguments, num_embeddings: int | None = None) -> None:
+        if num_embeddings:
+            arguments = tree_map(lambda v: _all_indices(v, num_embeddings) if isinstance(v, Tensor) else v, arguments)
         self.arguments = arguments
         self.generator = torch.Generator().manual_seed(0)
         self.rows = 0  # drawn so far

@@ -1,15 +1,19 @@
 """Training form to deploy form, for any model."""
 
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..layers.conv_norm import TOO_LARGE
 from .contract import is_reparameterized, iter_training_forms
-from .converters import DryRun, Twin, call_converters, converter, dry_run, replace, storage_of, tensors_of
+from .converters import DryRun, Twin, converter, dry_run, replace, storage_of, tensors_of
 from .preparation import copied, ensure_copyable, in_eval_mode, lost_hooks, package_of, why_not_removable
 
 
@@ -44,9 +48,17 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"nothing to convert: no module of this {type(model).__name__} has a deploy form (repmlp.RepMLP, the "
             f"networks of repmlp, and what repmlp.inject_locality was called on have)"
         )
+    if inplace and any(t.dtype == torch.float16 for block in runs for t in block.parameters()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reparameterize(model)  # refuses merged weights that float16 cannot hold, before anything changes
     holder = nn.Sequential(model)
     for block, run in runs.items():
+        was_finite = _is_finite(block)
         converted = _Conversion(block, run, _modules_outside(holder, block)).result
+        if was_finite and not _is_finite(converted):
+            name = _name(next(name for name, part in model.named_modules() if part is block), block)
+            raise ValueError(f"cannot convert {name}: {TOO_LARGE}")
         converted.deploy = True  # type: ignore[assignment]
         for parent in holder.modules():
             replace(parent, block, converted)
@@ -75,6 +87,10 @@ def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:
     for name, hooks in lost:
         warnings.warn(f"the conversion removes {name}, and with it its {hooks}", stacklevel=3)
     return runs
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(t.is_meta or bool(t.isfinite().all()) for part in module.modules() for t in tensors_of(part))
 
 
 def _name(name: str, module: nn.Module) -> str:
@@ -111,7 +127,7 @@ class _Conversion:
         self.twin.separate(run.touched)
         self.before = {id(module): dict(vars(module)) for module in self.twin.block.modules()}
         with _float64_by_default(), device:
-            converted = call_converters(self.twin.block)
+            converted = self.twin.convert()
         self.result = self._restored(converted)
 
     def _restored(self, module: nn.Module) -> nn.Module:
@@ -144,7 +160,14 @@ class _Conversion:
                             del vars(original)[key][hook]
         for key, value in new.items():
             if key not in tables:
-                vars(into)[key] = self._tensor(value, like, trains) if isinstance(value, Tensor) else value
+                if inspect.ismethod(value) and isinstance(value.__self__, nn.Module):  # self.forward = self.fused
+                    owner = value.__self__
+                    owner = into if owner is module else self.twin.modules.get(id(owner), owner)
+                    vars(into)[key] = MethodType(value.__func__, owner)
+                elif any(isinstance(v, Tensor) for v in tree_leaves(value)):  # by itself, or in a tuple, list or dict
+                    vars(into)[key] = tree_map_only(Tensor, lambda t: self._tensor(t, like, trains), value)
+                else:
+                    vars(into)[key] = value
         for key, table in tables.items():
             vars(into)[key].clear()
             vars(into)[key].update(table)

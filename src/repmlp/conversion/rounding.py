@@ -112,6 +112,15 @@ def paired_tensors(a: object, b: object) -> Iterator[tuple[str, tuple[Tensor, Te
             yield path, (pair[0], pair[1].to(tensor.device))
 
 
+def note_on_infinity(a: Tensor, b: Tensor) -> str:
+    """Which of two models gives NaN or infinity; "" if none does."""
+    bad = [not t.isfinite().all() for t in (a, b)]
+    if not any(bad):
+        return ""
+    who = "both models give" if all(bad) else f"the {'first' if bad[0] else 'second'} model gives"
+    return f"{who} NaN or infinity"
+
+
 def check_shapes(a: Tensor, b: Tensor) -> None:
     """Raise ValueError if two outputs have different shapes."""
     if a.shape != b.shape:
@@ -173,14 +182,14 @@ def tiled(pool: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor
 class Tally:
     """Squares of differences per output, group of rows and channel; collected over several calls.
 
-    The channels are axis 1 of maps (N, C, H, W) and of rows (N, C), and the last axis of tokens (N, T, C).
-
     Args:
         groups: number of groups of rows.
+        channel_axis: of the outputs; by default it is axis 1 of maps (N, C, H, W) and of rows (N, C), and the last one
+            of tokens (N, T, C).
     """
 
-    def __init__(self, groups: int = 1) -> None:
-        self.groups = groups
+    def __init__(self, groups: int = 1, channel_axis: int | None = None) -> None:
+        self.groups, self.channel_axis = groups, channel_axis
         self.sums: dict[str, Tensor] = {}  # by output: (difference, rounding, norm), each (groups, channels)
         self.note = ""
 
@@ -205,16 +214,14 @@ class Tally:
                 ]
             )
             self.sums[path] = self.sums[path] + squares if path in self.sums else squares
-            bad = [not t.isfinite().all() for t in (ours, theirs)]
-            if any(bad) and not self.note:
-                who = "both models give" if all(bad) else f"the {'first' if bad[0] else 'second'} model gives"
-                self.note = f"{who} NaN or infinity"
+            self.note = self.note or note_on_infinity(ours, theirs)
 
     def _squares(self, x: Tensor, groups: Tensor | None) -> Tensor:
         """Squared norm per group of rows and channel: (groups, channels)."""
         x = x.double().square()
         x = x.reshape(len(x) if x.dim() else 1, -1) if x.dim() < 2 else x  # (N, C, ...)
-        squares = x.movedim(-1 if x.dim() == 3 else 1, 1).flatten(2).sum(2) if x.dim() > 2 else x  # (N, C)
+        axis = self.channel_axis or (-1 if x.dim() == 3 else 1)
+        squares = x.movedim(axis, 1).flatten(2).sum(2) if x.dim() > 2 else x  # (N, C)
         if groups is None or len(groups) != len(squares):
             return squares.sum(0, keepdim=True)
         return squares.new_zeros(self.groups, squares.shape[1]).index_add_(0, groups.to(squares.device), squares)

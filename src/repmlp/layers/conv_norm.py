@@ -7,8 +7,13 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.types import Device
 
-from ..functional import bn_to_affine, fold_bn_into_preceding, row_slices
+from ..functional import bn_to_affine, fold_bn_into_preceding, row_slices, to_double
 from .factory import FactoryArgs
+
+TOO_LARGE = (
+    "a merged weight is larger than the largest number of its dtype (65504 in float16): convert the model in float32 "
+    "(model.float()), and deploy it in float32 or bfloat16"
+)
 
 
 class ConvNorm(nn.Module):
@@ -87,13 +92,25 @@ def bn_affine(norm: Any) -> tuple[Tensor, Tensor]:
     return bn_to_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
+def ensure_in_range(merged: Tensor, like: Tensor) -> None:
+    """Raise ValueError if merged weights are finite, but not once they are rounded to the dtype of ``like``."""
+    if merged.is_meta or (merged.to(like.dtype).isfinite() | ~merged.isfinite()).all():
+        return
+    raise ValueError(TOO_LARGE)
+
+
 @torch.no_grad()
 def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
     """Fold a batch norm into the conv or linear layer before it, in place; returns the module that replaces the norm.
 
     Rounded once, to the layer's dtype. A new bias requires a gradient if the weight does.
+
+    Raises:
+        ValueError: if the result is too large for the layer's dtype; the layer is then as it was.
     """
     scale, shift = bn_affine(norm)
+    largest = to_double(layer.weight.flatten(1).abs().amax(1)) * scale.abs()  # (O)
+    ensure_in_range(torch.cat([largest, shift if layer.bias is None else scale * layer.bias + shift]), layer.weight)
     bias = layer.weight.new_empty(layer.weight.shape[0])
     for rows in row_slices(layer.weight):  # slice by slice, to keep the float64 copies small
         before = None if layer.bias is None else layer.bias[rows]
