@@ -154,9 +154,9 @@ def _front(subject: Subject) -> list[str]:
         header |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": [result]}]}
     labels = label_names_of(model) or []
     more = f", and {len(labels) - 20} more" if len(labels) > 20 else ""
-    about = f"`{name}` for images of {'x'.join(map(str, size))}"
+    about = f"`{name}` for {'x'.join(map(str, size))} images"
     about += f" and {model.num_classes} classes" if model.num_classes else ", without a classifier"
-    about += f", trained on {escape(data)}." if data else "."
+    about += f", trained on the data set {escape(data)}." if data else "."
     listed = f" The classes: {', '.join(map(escape, labels[:20]))}{more}." if labels else ""
     dumped = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=10**6)
     return [f"---\n{dumped}---", f"# {name}", f"{about}{listed}"]

@@ -10,6 +10,11 @@ def shorten(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def count(number: int, singular: str, plural: str = "") -> str:
+    """A number and a noun: ``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
+
+
 def shown(value: object) -> str:
     """A value's ``repr``, cut off after 60 characters."""
     text = repr(value)

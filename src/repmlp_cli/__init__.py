@@ -17,7 +17,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from itertools import zip_longest
 from keyword import iskeyword
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -29,9 +29,29 @@ from .text import printable, with_flags
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|[Ss]torage size calculation overflowed")
 
 
+class Parser(ArgumentParser):
+    """A parser that reports a wrong setting in one line, as all other errors are."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        prog = re.sub(r" \[.*?\]", "", self.prog)  # "repmlp [options] train"
+        print(f"error: {printable(plainly(message))} (see {prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def plainly(message: str) -> str:
+    """What jsonargparse says about a setting, in one line, with the flag's name and without Python's types."""
+    text = " ".join(message.split())
+    text = re.sub(r"Does not validate .*?Subtypes: \[(.*)\] Errors: .*Given value: ", r"Expected \1. Got value: ", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    text = re.sub(r"<class '(\w+)'>", lambda kind: {"NoneType": "null"}.get(kind[1], kind[1]), text)
+    text = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "", text)  # export.model
+    text = re.sub(r'^Parser key "(.*?)": Expected (a )?', r"--\1: expected ", text)
+    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text).replace(". Got value:", ", got")
+
+
 def build_parser(only: str | None = None) -> ArgumentParser:
     """The parser of all commands; with ``only``, adds the flags of that command alone, to save time."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="repmlp",
         version=f"repmlp {version('repmlp')}",
         description="Train vision networks that run convolutions in parallel with FC layers; deploy them without.",
@@ -40,7 +60,7 @@ def build_parser(only: str | None = None) -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, settings in COMMANDS.items():
         summary = (settings.__doc__ or "").partition("\n")[0]
-        command = ArgumentParser()
+        command = Parser()
         if only in (None, name):
             command.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags override it.")
             special = {field.name: field.metadata for field in fields(settings) if field.metadata}

@@ -20,6 +20,7 @@ from repmlp.ablation import (
     subset_folders,
     summarize,
 )
+from repmlp.messages import count
 from repmlp.plot import plot_ablation, plot_curves, plot_energy, plot_images_study
 from repmlp.report import write_ablation_report
 from repmlp.training import Stopped
@@ -46,7 +47,7 @@ def run(settings: Ablate) -> int:
     jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}
     status, summaries = 0, {}
     for n, own in jobs.items():
-        say("\n", (f"{n:,} training images", "bold"), f", {recipes[n].epochs} epochs")
+        say("\n", (f"{n:,} training images", "bold"), f", {count(recipes[n].epochs, 'epoch')}")
         failed, summary = ablate(settings, recipes[n], folders[n], own)
         status = max(status, failed)
         if summary:
@@ -167,11 +168,11 @@ def state_of(job: Job) -> str:
 
 
 def states(jobs: list[Job]) -> str:
-    """Seeds by the state of their runs: ``0, 1 finished; 2 new``."""
+    """Seeds by the state of their runs: ``seeds 0, 1: finished; seed 2: new``."""
     seeds: dict[str, list[str]] = {}
     for job in jobs:
         seeds.setdefault(state_of(job), []).append(str(job.settings.seed))
-    return "; ".join(f"{', '.join(own)} {state}" for state, own in seeds.items())
+    return "; ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)}: {state}" for state, own in seeds.items())
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from repmlp.conversion import EquivalenceReport, needs_reparameterize
 from repmlp.conversion.forms import describe_form
 from repmlp.counting import batch_norms
 from repmlp.files import atomic_file, claim_to_write
+from repmlp.training.config import read_settings
+from repmlp.training.records import read_rows
 from repmlp_settings import Convert
 
 from .card import describe_folder, name_forms
@@ -36,7 +39,7 @@ def run(settings: Convert) -> int:
 
 
 def convert(settings: Convert, output: Path) -> int:
-    model = load_model(settings.model)
+    model = load_trained(settings.model)
     is_deployed = is_reparameterized(model)
     if is_deployed and settings.to == "official-training":
         raise ValueError(
@@ -70,6 +73,23 @@ def convert(settings: Convert, output: Path) -> int:
     describe_folder(output, settings.model, name_forms(model, deploy), report)
     say(f"wrote {output}")
     return 0
+
+
+def how_to_check(file: Path) -> str:
+    """What to do with the files that an export leaves next to its own."""
+    others = [*([file.with_suffix(".bin").name] if file.suffix == ".xml" else []), f"{file.name}.check.npz"]
+    check = f"{file.name}.check.py"
+    return f"to check it on another machine: copy {', '.join([file.name, *others])} and {check}, and run python {check}"
+
+
+def load_trained(path: str) -> Any:
+    """The model of a run folder or model folder; says so if training has not finished."""
+    model, run = load_model(path), Path(path)
+    config, metrics = run / "config.yaml", run / "metrics.csv"
+    if config.is_file() and metrics.is_file() and not (run / "test.json").exists():
+        done = f"{len(read_rows(metrics))} of {read_settings(config).epochs} epochs"
+        say((f"the run is not finished ({done}): these are its weights so far", "yellow"))
+    return model
 
 
 def converted(model: nn.Module) -> tuple[nn.Module, EquivalenceReport | None] | None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from repmlp import load_model
 from repmlp.conversion.equivalence import example_inputs
 from repmlp.deploy import export
 from repmlp.deploy.check_files import outputs_of
@@ -15,7 +14,7 @@ from repmlp_settings import Export
 
 from .card import describe_file, name_forms
 from .console import say, show_progress
-from .convert import beside, converted
+from .convert import beside, converted, how_to_check, load_trained
 from .verify import test_images
 
 
@@ -25,7 +24,7 @@ def run(settings: Export) -> int:
     if settings.images < 1:
         raise ValueError(f"--images is {settings.images}: compare on one image or more")
     check_target(file, settings.format, settings.opset, settings.overwrite)
-    model = load_model(settings.model)
+    model = load_trained(settings.model)
     images = test_images(model, settings.images, settings) if settings.data else None
     both = (model, None) if settings.no_convert else converted(model)
     if both is None:
@@ -61,5 +60,5 @@ def run(settings: Export) -> int:
     errors = markdown_table(["relative error against PyTorch", ""], [[k, f"{v:.1e}"] for k, v in done.errors.items()])
     describe_file(file, settings.model, f"{what}; {done.size / 1e6:.1f} MB\n\n{errors}", forms, proof)
     say(f"wrote {file}, {done.size / 1e6:.1f} MB; next: repmlp eval {file} DATA")
-    say(f"to check it on another machine: python {file.name}.check.py")
+    say(how_to_check(file))
     return 0

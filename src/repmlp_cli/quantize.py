@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from repmlp import load_model
 from repmlp.deploy import Quantized, calibration_images, quantize
 from repmlp.deploy.engines import QUANTIZERS
 from repmlp.deploy.quantization import check_target
@@ -11,7 +10,7 @@ from repmlp_settings import Quantize
 
 from .card import describe_file, name_forms
 from .console import say, show_progress, table
-from .convert import beside, converted
+from .convert import beside, converted, how_to_check, load_trained
 from .data import load_test_images
 
 HEADER = ("", "float32", "int8")
@@ -22,14 +21,15 @@ def run(settings: Quantize) -> int:
     _, method = check_target(file, settings.engine, settings.method, settings.overwrite)
     if not settings.data and method != "weights":
         raise ValueError(f"{method} int8 needs images to measure accuracy on: pass --data, or --method weights")
-    model = load_model(settings.model)
+    model = load_trained(settings.model)
     test, calibration = None, None
     if settings.data:
         data, test = load_test_images(model, settings, settings.batch_size)
         if method == "static":
             calibration = calibration_images(model, data, settings.calibration_images)
             if len(calibration) < settings.calibration_images:
-                say(f"calibrating on all {len(calibration)} training images: fewer than {settings.calibration_images}")
+                images = f"all {len(calibration)} images of the training split"
+                say(f"calibrating on {images}: fewer than {settings.calibration_images}")
     both = converted(model)
     if both is None:
         return 1
@@ -53,7 +53,7 @@ def run(settings: Quantize) -> int:
     facts = f"{summary(done)}{calibrated}\n\n{markdown_table(HEADER, rows_of(done, settings))}"
     describe_file(file, settings.model, facts, forms, proof)
     say(f"wrote {file}; next: repmlp eval {file} {settings.data or 'DATA'}")
-    say(f"to check it on another machine: python {file.name}.check.py")
+    say(how_to_check(file))
     return 0
 
 

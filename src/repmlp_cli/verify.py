@@ -53,6 +53,7 @@ def inputs_for(folder: str | Path, model: nn.Module, images: int = 8) -> Tensor:
     try:
         own = test_images(model, images, settings)
     except (FileNotFoundError, ImportError):  # trained on another machine
+        say(f"compared on {images} random images only: {settings.data} is not available here")
         return random
     except ValueError as error:  # the data set has changed, which says nothing about the model
         say(f"compared on random images only, since the test images of {settings.data} do not fit the model: {error}")

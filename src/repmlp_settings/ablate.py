@@ -16,7 +16,7 @@ class Ablate:
             report.html.
         rows: Rows to train, by default all: pure-mlp (also gives row A), no-local, no-global, conv9-for-fc3, conv9,
             wide-convnet.
-        seeds: Train each row once with each seed, for example --seeds 0,1,2.
+        seeds: Train each row once with each of these seeds (a list, not their number): --seeds 0,1,2.
         images: Train each row on subsets of these sizes, drawn by class and seed, for example 1000,5000,20000.
         steps: With --images: optimizer steps of each run, rounded up to whole epochs.
         data: Data set, instead of the recipe's; see `repmlp train --help`.

@@ -16,7 +16,7 @@ class Train:
         output: Run folder to write.
         resume: Resume the run in this folder, bit for bit, with its own settings; only its data may have moved.
         model: Name of a network from this package or timm.
-        model_args: Arguments of the network, for example --model_args.channels=[8,16,32].
+        model_args: Arguments of the network, for example '--model_args.channels=[8,16,32]'.
         locality: Kernel sizes of convs to train in parallel with a vision MLP's token-mixing FCs, for example 1,3.
         weights: Weights to start from: a run folder, a model folder, or a .safetensors or .pth file of this package,
             timm or the authors.

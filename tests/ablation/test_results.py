@@ -142,7 +142,7 @@ def test_the_table_takes_in_what_other_processes_trained(folder):
 
 def test_markdown_holds_the_table_every_run_and_the_settings(summary):
     lines = summary.to_markdown().splitlines()
-    assert lines[0] == "# Ablation on digits, 1 epochs"
+    assert lines[0] == "# Ablation on digits, 1 epoch"
     header = next(line for line in lines if "test accuracy, %" in line)
     assert header.count("|") == 12
     assert any(line.startswith("| B: no Local Perceptron | 81.50±2.12 | 2 | -9.00±1.41 | -8.5 |") for line in lines)

@@ -68,6 +68,32 @@ def test_a_command_that_does_not_exist(capsys):
     assert "train" in capsys.readouterr().err
 
 
+WRONG = {
+    "train r --lr abc": "--lr: expected float, got abc (see repmlp train --help)",
+    "train r --epochs 1.5": "--epochs: expected int, got 1.5 (",
+    "train r --learning-rate 1": "unrecognized arguments: --learning-rate 1 (",
+    "train r --img_size x": "--img-size: expected int, list[int], null, got x (",
+    "train r --data": "argument --data: expected one argument (",
+    "quantize r --method x": "--method: expected one of 'static', 'dynamic', 'weights', null, got x (",
+    "quantize r --max-drop -1": "max_drop is -1.0, but has to be 0 or more",
+    "ablate recipe r --seeds x": "--seeds: expected int, got x (",
+    "export": "the following arguments are required: model (",
+    "eval a b c": "unrecognized arguments: c (see repmlp eval --help)",
+    "": 'expected "command" to be one of ',
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_setting_is_told_in_one_line_with_its_flag(words, capsys):
+    try:
+        status = main(words.split())
+    except SystemExit as stop:
+        status = stop.code
+    told = capsys.readouterr().err
+    assert (status, told.count("\n")) == (2, 1)
+    assert told.startswith(f"error: {WRONG[words]}")
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_read(recipe):
     args = build_parser("train").parse_args(["train", "--config", str(recipe), "out"])
@@ -87,12 +113,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     assert main(["train", str(tmp_path / "r"), "--epochs=2", "--val-fraction=0", *TINY]) == 130
     assert f"train again with --resume: repmlp train --resume {tmp_path / 'r'}\n" in capsys.readouterr().err
     monkeypatch.undo()
+    unfinished = "the run is not finished (1 of 2 epochs): these are its weights so far"
+    assert main(["convert", str(tmp_path / "r")]) == 0
+    assert unfinished in capsys.readouterr().out
     default = Train("").epochs
     assert main(["train", "--resume", str(tmp_path / "r"), f"--epochs={default}"]) == 2  # given, although the default
     assert f"its own settings: epochs was 2, not {default}" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "r"), "--epochs", "2", "--val-fraction=0"]) == 0
-    assert "last epoch, 2" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "last epoch, 2" in told
+    assert "made from earlier weights: deploy; make it again with --overwrite" in told
     assert (tmp_path / "r" / "curves.png").exists()
+    assert main(["convert", str(tmp_path / "r"), "--overwrite"]) == 0
+    assert "not finished" not in capsys.readouterr().out
     assert main(["train", "--resume", str(tmp_path / "r")]) == 2
     assert "is finished" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "r"), *TINY]) == 2

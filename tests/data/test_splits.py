@@ -31,7 +31,7 @@ def test_another_seed_draws_others():
 
 def test_a_class_that_cannot_be_validated_is_named():
     labels = np.array([0, 0, 0, 1, 2, 2])
-    with pytest.warns(UserWarning, match="1 classes have too few images to validate on and are only trained on: dog"):
+    with pytest.warns(UserWarning, match="too few images to validate on in 1 class, only trained on: dog"):
         train, val = split_train_val(labels, 0.5, 0, ["cat", "dog", "owl"])
     assert 3 in train
     assert set(labels[val]) == {0, 2}
@@ -127,14 +127,14 @@ def test_files_that_are_ignored_are_counted_by_reason(folders):
     for folder in ("train/.ipynb_checkpoints", "train/cat/.thumbnails"):
         (folders / folder).mkdir()
         picture().save(folders / folder / "0.png")
-    with pytest.warns(UserWarning, match="ignored in the data set: 1 files outside") as warned:
+    with pytest.warns(UserWarning, match="ignored in the data set: files outside") as warned:
         data = load_data(f"folder:{folders}")
     assert data.ignored == (
-        "1 files outside of the class folders",
-        "2 files that end in .heic",
-        "1 files that end in .txt",
-        "1 files without a suffix",
-        "3 hidden files and folders",
+        "files outside of the class folders: 1",
+        "files that end in .heic: 2",
+        "files that end in .txt: 1",
+        "files without a suffix: 1",
+        "hidden files and folders: 3",
     )
     assert str(warned[0].message) == f"ignored in the data set: {'; '.join(data.ignored)}"
     assert data.class_names == ("cat", "dog")

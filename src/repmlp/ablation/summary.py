@@ -11,7 +11,7 @@ from typing import Any
 from repmlp_settings import Train
 
 from ..files import atomic_write, claim
-from ..messages import markdown_table
+from ..messages import count, markdown_table
 from ..training.config import changed_settings
 from .jobs import NOT_COMPARED, Job, device_of, machine_with, with_found
 from .results import Line, Result, Spread, measure, to_lines
@@ -40,7 +40,7 @@ class Summary:
 
     @property
     def title(self) -> str:
-        return f"Ablation on {self.recipe.data}, {self.recipe.epochs} epochs"
+        return f"Ablation on {self.recipe.data}, {count(self.recipe.epochs, 'epoch')}"
 
     @property
     def caption(self) -> str:
@@ -99,7 +99,7 @@ class Summary:
             *([f"Not finished, and not in the table: {', '.join(self.missing)}."] if self.missing else []),
             "Points to first row: seed by seed, over the seeds that both have.",
             "Paper: RepMLP v1, section 4.1, on CIFAR-10.",
-            "Train loss: of the last epoch. Fell: how much the loss fell in the last fifth of the epochs.",
+            "Train loss: of the last epoch. Fell: by what share the last fifth of the epochs lowered it.",
             f"Pure MLP and A are the same runs. Trained on {trained_on or 'nothing yet'}.",
             f"Inference on {_machine(self.about)}, {self.about['dtype']}: median of {rounds} interleaved rounds "
             f"after {warmup} for warm-up.",

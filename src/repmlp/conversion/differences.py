@@ -97,8 +97,8 @@ def what_differs(a: nn.Module, b: nn.Module) -> str:
         name = differing[0]
         found = [f"of shape {list(s[name])}" if name in s else "missing" for s in (ours, theirs)]
         return f"{name} is {found[0]} in the model and {found[1]} in what is rebuilt"
-    for name, (ours, theirs) in paired_modules(a, b, {}).items():
-        found = [_as_text(module) for module in (ours, theirs)]
+    for name, pair in paired_modules(a, b, {}).items():
+        found = [_as_text(module) for module in pair]
         if found[0] != found[1]:
             return f"{name or 'the model'} is {found[0]} and {found[1]} in what is rebuilt"
     return ""

@@ -83,7 +83,7 @@ def open_folder(path: Path) -> Splits:
                 f"no image in {', '.join(str(folder / name) for name in empty)}: add some, or remove the class "
                 f"from all splits (image files are {', '.join(EXTENSIONS)})"
             )
-    left_out = [f"{count} {what}" for what, count in sorted(ignored.items()) if count]
+    left_out = [f"{what}: {count}" for what, count in sorted(ignored.items()) if count]
     twin = chosen.get("val") or chosen["test"]
     left_out += [f"the folder {name}, since there is {twin}" for name in found if name not in chosen.values()]
     if unread := [name for name in others if _sub_folders(path / name)]:

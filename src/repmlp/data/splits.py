@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..messages import shorten
+from ..messages import count, shorten
 from .images import EncodedImages
 
 #: Names of the validation split, and of the test split, in the order of preference: of folders, in the names of
@@ -104,7 +104,8 @@ def split_train_val(
     if len(class_names) and len(val) and len(absent):
         names = shorten([class_names[label] for label in absent])
         warnings.warn(
-            f"{len(absent)} classes have too few images to validate on and are only trained on: {names}", stacklevel=2
+            f"too few images to validate on in {count(len(absent), 'class', 'classes')}, only trained on: {names}",
+            stacklevel=2,
         )
     return np.setdiff1d(order, val).tolist(), np.sort(val).tolist()
 

@@ -31,7 +31,7 @@ def plot_curves(metrics: Path, image: Path) -> Path:
     left.set(ylabel="cross-entropy loss")
     use_log_scale(left)
     right.set(ylabel="top-1 accuracy, %")
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, loc="best" if len(rows) < 3 else "lower right")
     return save_figure(figure, image)
 
 

@@ -68,11 +68,12 @@ def plot_energy(models: Mapping[str, nn.Module], image: Path, titles: Mapping[st
             axes.plot(range(len(mean)), mean.cpu().numpy(), style, color=color, marker=".", label=label)
     fc3 = own[0].partition_perceptron.fc3.weight
     uniform = energy_within(torch.ones_like(fc3), own[0].partition_size)
-    axes.plot(uniform.cpu().numpy(), ":", color="gray", label="uniform")
+    label = "all weights of the same size"
+    axes.plot(uniform.cpu().numpy(), "-", color="lightgray", linewidth=7, zorder=0, label=label)
     axes.set(
         xlabel="distance from the output pixel, in pixels", ylabel="share of FC3's energy within it", ylim=(0, 1.02)
     )
-    axes.set_title("mean over the blocks; dashed: FC3 alone, solid: with the convs merged in", fontsize=9)
+    axes.set_title("mean over the blocks; dashed: FC3 before the merge, solid: as deployed", fontsize=9)
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return save_figure(figure, image)

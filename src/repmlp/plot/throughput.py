@@ -15,12 +15,15 @@ MARKERS = "osD^vPX"
 def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     """Draw throughput against test accuracy if it is known for all networks, else against MACs; returns the path.
 
-    One panel per batch size; a color per network, a marker per engine and precision.
+    One panel per batch size; a color per network, a marker per engine and precision. If a model is a file, whose MACs
+    are unknown, throughput is drawn alone, one row for each measurement.
     """
+    if not all(m.complexity for m in measurements):
+        return _plot_rows(measurements, image)
     batches = sorted({m.batch for m in measurements})
     models = list(dict.fromkeys(m.model for m in measurements))
     engines = list(dict.fromkeys(map(_kind, measurements)))
-    shown: list[Any] = [m for m in measurements if m.complexity]  # MACs of an exported file are unknown
+    shown: list[Any] = list(measurements)
     by_accuracy = all(m.accuracy is not None for m in shown)
     figure = Figure(figsize=(4.6 * len(batches), 4.4), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
@@ -38,6 +41,21 @@ def plot_throughput(measurements: Sequence[Measurement], image: Path) -> Path:
     for color, marker, label in (*names, *kinds):
         axes.plot([], [], marker, color=color, label=label)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return save_figure(figure, image)
+
+
+def _plot_rows(measurements: Sequence[Measurement], image: Path) -> Path:
+    """A bar for each measurement, in their order, from top to bottom."""
+    models = list(dict.fromkeys(m.model for m in measurements))
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(measurements)), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"{m.model}, {_kind(m)}, batch {m.batch}" for m in measurements]
+    colors = [f"C{models.index(m.model)}" for m in measurements]
+    axes.barh(range(len(labels)), [m.images_per_second for m in measurements], color=colors)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("images per second")
+    style_axes(axes)
     return save_figure(figure, image)
 
 

@@ -178,8 +178,8 @@ def proof_section(report: EquivalenceReport) -> Section:
         [
             f"{'Yes' if report else 'No'}: {report.verdict()}.",
             Table(caption, HEADER, list(report.rows())),
-            "Each block runs on random inputs, the whole network on images. Of one rounding: the deviation of the "
-            "worst channel in float64, divided by what rounding the weights once does to it.",
+            "Each block runs on random inputs, the whole network on images. Times rounding: the deviation of the worst "
+            "channel in float64, divided by the deviation that rounding the weights once causes in it.",
         ],
     )
 

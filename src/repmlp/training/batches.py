@@ -117,9 +117,11 @@ def split_train(settings: Train, data: ImageData) -> tuple[Sequence[int], Chosen
 
 
 def count_images(settings: Train, data: ImageData) -> str:
-    """How many images of each class a run trains on, validates on and tests on: a line for each."""
+    """How many images of each class a run trains on, validates on and tests on, and whether they fill a batch."""
     to_train, validation = split_train(settings, data)
     lines = [_count_by_class("training", data.train.labels[to_train], data.class_names)]
+    if len(to_train) < settings.batch_size:
+        lines.append(f"batch_size {settings.batch_size} is more than that: each epoch is one step with all of them")
     if validation:
         images, indices = validation
         lines.append(_count_by_class("validation", images.labels[indices], data.class_names))
