@@ -10,7 +10,7 @@ DATA is a folder data set (DATA/train/CLASS/*.jpg and DATA/val), whose test imag
 ``test``, ``curve`` and ``full`` train what is missing, resume what was interrupted, and write results/cifar10_search
 and so on; ``--table`` only writes, from the runs that are finished. Results of runs that are not in RUNS are kept as
 results/ has them, since those may have been trained on another machine. The curve shares the runs of the test, and
-draws docs/images/cifar10_curve.png and, if RUNS has the networks of seed 0 on 5,000 images, cifar10_energy.png.
+draws docs/images/cifar10_curve.png; ``full`` draws cifar10_energy.png, if RUNS has both networks of seed 0.
 """
 
 import csv
@@ -171,8 +171,8 @@ def by_row(found: list[dict[str, Any]]) -> str:
     return table([*header, "s/epoch"], cells)
 
 
-def draw(found: list[dict[str, Any]], runs: Path) -> None:
-    """Each row's accuracy against the number of images, a line through the means; and how local its FC3 is."""
+def draw_curve(found: list[dict[str, Any]]) -> None:
+    """Each row's accuracy against the number of images, a line through the means."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for row in dict(CHOSEN):
@@ -192,7 +192,11 @@ def draw(found: list[dict[str, Any]], runs: Path) -> None:
     style_axes(axes)
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, IMAGES_OF_DOCS / "cifar10_curve.png")
-    files = {row: converted_file("curve", runs, row, decay, IMAGES, 0) for row, decay in CHOSEN}
+
+
+def draw_energy(runs: Path) -> None:
+    """How local FC3 of each row is."""
+    files = {row: converted_file("full", runs, row, decay, ALL_IMAGES, 0) for row, decay in CHOSEN}
     if all(file.exists() for file in files.values()):
         models = {row: load_model(file.parent) for row, file in files.items()}
         plot_energy(models, IMAGES_OF_DOCS / "cifar10_energy.png", TITLES)
@@ -237,7 +241,9 @@ def main() -> None:
     tables = [table(header, cells)] if args.what == "search" else [by_row(found), table(header, cells)]
     write(f"cifar10_{args.what}", settings_of(args.what), found, "\n\n".join(tables))
     if args.what == "curve":
-        draw(found, args.output)
+        draw_curve(found)
+    if args.what == "full":
+        draw_energy(args.output)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,10 @@ def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:
 
 
 def _is_finite(module: nn.Module) -> bool:
-    return all(t.is_meta or bool(t.isfinite().all()) for part in module.modules() for t in tensors_of(part))
+    """Whether no weight is NaN or infinite, found without a copy of any."""
+    tensors = (t for part in module.modules() for t in tensors_of(part))
+    floats = (t for t in tensors if t.is_floating_point() and t.numel() and not t.is_meta)
+    return all(bool(torch.stack(torch.aminmax(t)).isfinite().all()) for t in floats)
 
 
 def _name(name: str, module: nn.Module) -> str:

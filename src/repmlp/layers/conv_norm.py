@@ -109,7 +109,8 @@ def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
         ValueError: if the result is too large for the layer's dtype; the layer is then as it was.
     """
     scale, shift = bn_affine(norm)
-    largest = to_double(layer.weight.flatten(1).abs().amax(1)) * scale.abs()  # (O)
+    peaks = torch.linalg.vector_norm(layer.weight.flatten(1), torch.inf, dim=1)  # (O), without a copy of the weight
+    largest = to_double(peaks) * scale.abs()
     ensure_in_range(torch.cat([largest, shift if layer.bias is None else scale * layer.bias + shift]), layer.weight)
     bias = layer.weight.new_empty(layer.weight.shape[0])
     for rows in row_slices(layer.weight):  # slice by slice, to keep the float64 copies small
