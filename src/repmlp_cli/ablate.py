@@ -168,11 +168,11 @@ def state_of(job: Job) -> str:
 
 
 def states(jobs: list[Job]) -> str:
-    """Seeds by the state of their runs: ``seeds 0, 1: finished; seed 2: new``."""
+    """Seeds by the state of their runs: ``0, 1: finished; 2: new``."""
     seeds: dict[str, list[str]] = {}
     for job in jobs:
         seeds.setdefault(state_of(job), []).append(str(job.settings.seed))
-    return "; ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)}: {state}" for state, own in seeds.items())
+    return "; ".join(f"{', '.join(own)}: {state}" for state, own in seeds.items())
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 LIMITS = {"workers": 1024, "threads": 1024, "port": 65535, "seed": 2**32 - 1, "seeds": 2**32 - 1}
 #: Smallest values.
 LEAST = {"epochs": 1, "batch_size": 1, "accumulation": 1, "steps": 1}
-LEAST |= {"max_drop": 0, "workers": 0, "crop_padding": 0, "state_every": 0, "seed": 0, "seeds": 0}
+LEAST |= {"workers": 0, "crop_padding": 0, "state_every": 0, "seed": 0, "seeds": 0}
 
 
 def check_numbers(settings: Any) -> None:
@@ -23,7 +23,7 @@ def check_numbers(settings: Any) -> None:
         for value in own if isinstance(own, list) else [own]:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}, but has to be a finite number")
-            if isinstance(value, int | float) and value < least:
+            if isinstance(value, int) and value < least:
                 raise ValueError(f"{field.name} is {value}, but has to be {least} or more")
             if isinstance(value, int) and abs(value) > most:
                 raise ValueError(f"{field.name} is {value}, but has to be at most {most}")

@@ -84,10 +84,10 @@ def test_the_plan_writes_nothing_and_says_what_is_left(folder, recipe, tmp_path,
     assert main(["ablate", recipe, str(folder), "--seeds", "0,1,2", "--rows", "conv9,pure-mlp", "--plan"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert times(folder, "**/*") == before
-    assert shown.count("0, 1 finished; 2 new") == 2
+    assert shown.count("0, 1: finished; 2: new") == 2
     assert "nothing was written" in shown
     assert main(["ablate", recipe, str(tmp_path / "new"), "--plan"]) == 0
-    assert capsys.readouterr().out.count("0, 1, 2 new") == len(ROWS)
+    assert capsys.readouterr().out.count("0, 1, 2: new") == len(ROWS)
     assert not any(tmp_path.iterdir())
 
 
@@ -187,7 +187,7 @@ def test_seeds_by_the_state_of_their_runs(tmp_path):
     config = {**asdict(jobs[1].settings)}
     (tmp_path / "conv9" / "seed-4" / "config.yaml").write_text(yaml.safe_dump(config))
     append_row(tmp_path / "conv9" / "seed-4" / "metrics.csv", Epoch(1, 0.1, 2.0, 0.2, 2.1, 0.1, 0.5))
-    assert states(jobs) == "seeds 0, 2: new; seed 4: interrupted after 1 of 1 epochs"
+    assert states(jobs) == "0, 2: new; 4: interrupted after 1 of 1 epochs"
 
 
 def test_a_table_of_unfinished_runs_trains_nothing_and_names_them(folder, recipe, capsys):

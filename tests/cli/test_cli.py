@@ -75,7 +75,6 @@ WRONG = {
     "train r --img_size x": "--img-size: expected int, list[int], null, got x (",
     "train r --data": "argument --data: expected one argument (",
     "quantize r --method x": "--method: expected one of 'static', 'dynamic', 'weights', null, got x (",
-    "quantize r --max-drop -1": "max_drop is -1.0, but has to be 0 or more",
     "ablate recipe r --seeds x": "--seeds: expected int, got x (",
     "export": "the following arguments are required: model (",
     "eval a b c": "unrecognized arguments: c (see repmlp eval --help)",

@@ -65,7 +65,7 @@ def test_a_deploy_form_is_taken_as_it_is_and_dynamic_needs_no_calibration(run, t
 
 def test_fewer_calibration_images_than_asked_for_are_all_taken_and_that_is_said(run, tmp_path, capsys):
     shown = say(capsys, ["quantize", str(run), str(tmp_path / "a.onnx"), *DATA, "--calibration-images=5000"])
-    assert "calibrating on all 1437 training images: fewer than 5000" in shown
+    assert "calibrating on all 1437 images of the training split: fewer than 5000" in shown
     shown = say(capsys, ["quantize", str(run), str(tmp_path / "b.onnx"), *DATA, "--calibration-images=30"])
     assert "calibrating" not in shown
 

@@ -161,4 +161,7 @@ def test_the_images_of_each_class_are_counted_at_the_start(settings, lines):
     ],
 )
 def test_of_many_classes_the_smallest_and_the_largest_are_counted(counts, line):
-    assert counted(counts, val_fraction=0.0) == [line.replace("test", "training"), "no validation images", line]
+    told = counted(counts, val_fraction=0.0, batch_size=55)
+    assert told == [line.replace("test", "training"), "no validation images", line]
+    too_large = "batch_size 2000 is more than that: each epoch is one step with all of them"
+    assert counted(counts, val_fraction=0.0, batch_size=2000) == [told[0], too_large, *told[1:]]
