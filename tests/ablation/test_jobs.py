@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -15,7 +16,7 @@ from planted import MACHINE, RECIPE, plant
 from repmlp.ablation import ROWS, choose_rows, plan_jobs
 from repmlp.ablation.jobs import with_found
 from repmlp.data import load_data
-from repmlp.training import build_test_loader, evaluate
+from repmlp.training import build_test_loader, classify, evaluate
 
 PURE = choose_rows(["pure-mlp"])
 
@@ -77,6 +78,22 @@ def test_the_deploy_form_is_measured_and_not_assumed(finished, monkeypatch):
     correct = json.loads(finished.converted.read_text())["correct"]
     finished.converted.write_text(before)
     assert correct["deploy form"] < correct["training form"] == json.loads(before)["correct"]["training form"]
+
+
+def test_both_forms_are_compared_in_full_float32(finished, monkeypatch):
+    # A GPU would round convs to TF32, and not the FCs that they are merged into: a count differed by one on an H200.
+    seen = []
+
+    def spy(*args):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return classify(*args)
+
+    monkeypatch.setattr("repmlp.ablation.jobs.classify", spy)
+    before = finished.converted.read_text()
+    finished.converted.unlink()
+    assert finished.run()
+    assert seen == ["ieee"]
+    assert finished.converted.read_text() == before
 
 
 def test_a_finished_run_is_not_touched(finished):

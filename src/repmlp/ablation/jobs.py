@@ -19,6 +19,7 @@ from repmlp_settings import Train
 
 from ..checkpoint import load_model
 from ..conversion import reparameterize
+from ..conversion.float32 import full_float32
 from ..data import load_data
 from ..deploy.environment import machine
 from ..files import atomic_write, claim, is_claimed
@@ -116,7 +117,7 @@ class Job:
     def _test_both_forms(self) -> None:
         """Classify the test images with the kept weights, before and after conversion, both in their own dtype.
 
-        That is float32 even after mixed-precision training, whose rounding would differ between the forms.
+        That is float32 in full, even after mixed-precision training and on a GPU: rounding would differ between forms.
         """
         settings = self.settings
         device = device_of(settings)
@@ -126,7 +127,8 @@ class Job:
         )
         images = build_test_loader(model, data, settings.batch_size, settings.workers)
         forms = {TRAINING: model.to(device), DEPLOY: reparameterize(model).to(device)}
-        totals, _ = classify(list(forms.values()), images, device)
+        with full_float32():
+            totals, _ = classify(list(forms.values()), images, device)
         correct = {form: own.correct for form, own in zip(forms, totals, strict=True)}
         values = {"images": totals[0].images, "correct": correct, "machine": machine_with(device)}
         atomic_write(self.converted, json.dumps(values))

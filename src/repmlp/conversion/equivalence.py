@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .comparison import Comparison, run, run_wide
+from .float32 import full_float32
 from .preparation import copied
 from .probing import ROWS, Arguments, cast, dtype_of
 from .report import NETWORK, BlockDeviation, EquivalenceReport
@@ -29,13 +30,13 @@ from .rounding import (
 
 @contextlib.contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """Without autocast, inference mode, or the rounding of float32 convs and products to 10 bits on GPUs."""
+    """Without autocast, inference mode, or the rounding of float32 convs and products to fewer bits."""
     with contextlib.ExitStack() as stack:
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        stack.enter_context(full_float32())
         yield
 
 
