@@ -112,8 +112,12 @@ def results(study: str, runs: Path) -> list[dict[str, Any]]:
         result["accuracy"] = converted["correct"]["training form"] / converted["images"]
         result["deploy_accuracy"] = converted["correct"]["deploy form"] / converted["images"]
         result["train_loss"] = train_loss(file.parent)
-        result["seconds_an_epoch"] = round(seconds_an_epoch(file.parent), 1)
-        found.append({**result, "cpu": converted["machine"]["cpu"]})
+        machine = converted["machine"]
+        if machine.get("device", "cpu") == "cpu":
+            result["seconds_an_epoch"] = round(seconds_an_epoch(file.parent), 1)
+        else:  # its seconds are not those of a CPU, nor of a GPU alone: several runs shared it
+            result["device"] = machine["device"]
+        found.append({**result, "cpu": machine["cpu"]})
     return found
 
 
@@ -232,12 +236,12 @@ def main() -> None:
             f"{r['accuracy']:.2%}",
             f"{r['deploy_accuracy']:.2%}",
             f"{r['train_loss']:.3f}",
-            r["cpu"],
+            r.get("device", r["cpu"]),
         ]
         for r in found
     ]
     which = "held-out" if args.what == "search" else "test"
-    header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss", "cpu"]
+    header = ["row", "weight decay", "images", "seed", f"{which} accuracy", "deploy form", "training loss", "machine"]
     tables = [table(header, cells)] if args.what == "search" else [by_row(found), table(header, cells)]
     write(f"cifar10_{args.what}", settings_of(args.what), found, "\n\n".join(tables))
     if args.what == "curve":
