@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,8 +55,8 @@ def save_model(
         FileExistsError: if the folder exists and ``overwrite`` is False, or it holds other files too.
         BlockingIOError: if another process is writing the folder.
         ValueError: if the model does not come from timm's registry, if timm would build another network (a layer was
-            replaced, a setting changed, weights are computed from others), or if ``label_names`` are not one for each
-            class.
+            replaced, a setting of a PyTorch layer changed, weights are computed from others), or if ``label_names``
+            are not one for each class.
         OSError: if the folder could not be written; what was there is kept.
     """
     model = timm_model(model)
@@ -166,10 +167,12 @@ def load_model(folder: str | Path) -> Any:
             f"{folder / CONFIG} does not describe a network that can be built: {type(error).__name__}, {error}"
         ) from error
     check_network(folder / CONFIG, config, model)
-    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    model.to(max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32))
+    dtypes: Counter[torch.dtype] = Counter()
+    for tensor in weights.values():
+        dtypes[tensor.dtype] += tensor.numel() if tensor.is_floating_point() else 0
+    model.to(max(+dtypes, key=dtypes.__getitem__, default=torch.float32))  # buffers that are not saved take it too
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if len(dtypes) > 1 and name in weights and tensor.is_floating_point():
+        if len(+dtypes) > 1 and name in weights and tensor.is_floating_point():
             tensor.data = tensor.data.to(weights[name].dtype)
     try:
         model.load_state_dict(weights)

@@ -44,9 +44,15 @@ def plainly(message: str) -> str:
     text = re.sub(r"Does not validate .*?Subtypes: \[(.*)\] Errors: .*Given value: ", r"Expected \1. Got value: ", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"<class '(\w+)'>", lambda kind: {"NoneType": "null"}.get(kind[1], kind[1]), text)
-    text = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "", text)  # export.model
+    text = re.sub(rf'(Parser key "|--)({"|".join(COMMANDS)})\.', r"\1", text)  # export.model
     text = re.sub(r'^Parser key "(.*?)": Expected (a )?', r"--\1: expected ", text)
-    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text).replace(". Got value:", ", got")
+    text = re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
+    text = re.sub(r"\bfloat, null\b", "a number, or null", text)
+    return (
+        re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
+        .replace(". Got value:", ", got")
+        .replace("got None", "got null")
+    )
 
 
 def build_parser(only: str | None = None) -> ArgumentParser:

@@ -78,6 +78,11 @@ WRONG = {
     "ablate recipe r --seeds x": "--seeds: expected int, got x (",
     "export": "the following arguments are required: model (",
     "eval a b c": "unrecognized arguments: c (see repmlp eval --help)",
+    "train r --augment convert.py": "--augment: expected one of ",
+    "train r --epochs bench.onnx": "--epochs: expected int, got bench.onnx (",
+    "train r --val_fraction null": "--val-fraction: expected float, got null (",
+    "verify a b --tolerance x": "--tolerance: expected a number, or null, got x (",
+    "train r --config no/train.yaml": "--config: File does not exist",
     "": 'expected "command" to be one of ',
 }
 

@@ -371,3 +371,29 @@ def test_an_overflow_in_the_dtype_of_a_model_is_not_equal_and_names_the_model():
         report = repmlp.verify(*pair, x)
         assert not report
         assert f"in its own dtype, {'' if who == 'both' else 'the '}{who}" in report.where()
+
+
+class Shifted(nn.Embedding):
+    def forward(self, indices):
+        return super().forward(indices + 1)  # row 0 is for padding
+
+
+def test_an_embedding_that_looks_up_other_rows_is_compared_on_the_indices_it_got():
+    model = nn.Sequential(Shifted(11, 4), nn.Linear(4, 3)).eval()
+    other = copy.deepcopy(model)
+    words = torch.randint(10, (2, 60), generator=torch.Generator().manual_seed(0))
+    assert repmlp.verify(model, other, words)
+    with torch.no_grad():
+        other[0].weight[3] += 1
+    assert not repmlp.verify(model, other, words)
+
+
+def test_embeddings_of_different_lengths_are_compared_on_the_rows_that_both_have():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3)).eval()
+    other = nn.Sequential(nn.Embedding(8, 4), model[1]).eval()
+    other[0].weight = nn.Parameter(model[0].weight[:8].detach().clone())
+    words = torch.randint(8, (2, 6), generator=torch.Generator().manual_seed(0))
+    repmlp.verify(model, other, words)
+    with torch.no_grad():
+        other[0].weight[7] += 1
+    assert not repmlp.verify(model, other, words)

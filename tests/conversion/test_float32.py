@@ -11,6 +11,7 @@ SETTINGS = {
     "older, for products": "torch.set_float32_matmul_precision('medium')",
     "newer, for all": "B.fp32_precision = 'tf32'",
     "newer, for convs": "B.cudnn.conv.fp32_precision = 'ieee'",
+    "none may be changed": "B.disable_global_flags()",
     "both": "torch.set_float32_matmul_precision('high'); B.fp32_precision = 'tf32'",
 }
 CHECK = """
@@ -43,11 +44,18 @@ if "contradicts" not in str(before):
 assert (read(), readable()) == before, (read(), readable(), before)
 block = RepMLP(4, 4, 8, 4, (1, 3))
 assert verify(block, reparameterize(block))
+if {inherits}:  # what was inherited follows its source afterwards
+    B.fp32_precision = "tf32" if before[0][2] != "tf32" else "ieee"
+    assert B.cuda.matmul.fp32_precision == B.mkldnn.conv.fp32_precision == B.fp32_precision
 """
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 def test_float32_is_not_rounded_and_settings_are_restored(setting):
     # In a process of its own: PyTorch cannot forget that the newer settings were used.
-    child = subprocess.run([sys.executable, "-c", CHECK.format(setting=setting)], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", CHECK.format(setting=setting, inherits=setting in ("", SETTINGS["newer, for all"]))],
+        capture_output=True,
+        text=True,
+    )
     assert child.returncode == 0, child.stderr

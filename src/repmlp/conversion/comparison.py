@@ -197,7 +197,8 @@ class Comparison:
         theirs = tuple(translate(name, self.names) for name in names)
         others = [_chain(model, theirs) for model in (self.wide[1], self.rounded[1], self.native[1])]
         first_layer, last_layer = (self.native[0].get_submodule(name) for name in (names[0], names[-1]))
-        rows_of = first_layer.num_embeddings if isinstance(first_layer, nn.Embedding) else None
+        tables = [t for t in (first_layer, self.native[1].get_submodule(theirs[0])) if type(t) is nn.Embedding]
+        rows_of = min(len(t.weight) for t in tables) if len(tables) == 2 else None  # a subclass may look up other rows
         probes = Probes(self.calls[0].arguments[names[0]], rows_of)
         tally, needed = Tally(GROUPS, channel_axis(last_layer)), 1
         row = BlockDeviation(" + ".join(names), Deviation(0.0, 0.0), Deviation(0.0, 0.0), 0.0)

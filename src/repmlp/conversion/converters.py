@@ -5,10 +5,12 @@ code that is not ours, or the block's own tensors.
 """
 
 import copy
+import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -21,11 +23,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..layers.sync_norm import SyncNorm
 from .preparation import has_own_forward, in_eval_mode, make_permanent, package_of, why_not_mergeable
 
-#: Names of the methods that convert a block, in timm's order; the first that can be called without arguments counts.
+#: Names of the methods that convert a block, in timm's order; the first that needs no arguments counts.
 CONVERTERS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
-#: What a synchronized or frozen norm, which converts like it, stands for: code of other packages checks the class.
+#: Plain norms that stand in for synchronized and frozen ones where a conversion checks the class of a norm.
 STAND_INS: dict[type[nn.Module], type[nn.Module]] = {
     nn.SyncBatchNorm: nn.BatchNorm2d,
     SyncNorm: nn.BatchNorm2d,
@@ -41,7 +43,10 @@ def converter(module: nn.Module) -> str | None:
         method = getattr(module, name, None)
         if inspect.ismethod(method):
             parameters = inspect.signature(method).parameters.values()
-            if all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters):
+            # *args with **kwargs is how a decorator passes on whatever it is given.
+            passes_on = {p.kind for p in parameters} >= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
+            optional = (Parameter.VAR_KEYWORD, *((Parameter.VAR_POSITIONAL,) if passes_on else ()))
+            if all(p.default is not p.empty or p.kind in optional for p in parameters):
                 return name
     return None
 
@@ -70,14 +75,15 @@ def call_converters(block: nn.Module, done: frozenset[nn.Module] = frozenset()) 
     A block that ``fuse`` returns is converted too, unless it says that it is in deploy form or is ``block`` made anew.
 
     Args:
-        done: what the converter of a module around the block has changed, as one that calls those of its parts does:
-            their own, which may not be made to be called twice, are not called again.
+        done: modules that an enclosing converter has already converted. Theirs may not be made to be called twice, so
+            they are not called again.
     """
     name, parts = None if block in done else converter(block), list(block.modules())
     if name:
-        before = {part: _State(part) for part in parts[1:]}
-        result = getattr(block, name)()
-        done |= {part for part, state in before.items() if not state.holds_for(part)}
+        built = {part: _structure(part) for part in parts[1:]}
+        with _CalledConverters(parts) as called:
+            result = getattr(block, name)()
+        done |= {part for part, before in built.items() if part in called.modules or _structure(part) != before}
     new = result if name == "fuse" and isinstance(result, nn.Module) else block
     made_anew = type(new) is type(block) and new not in parts[1:]
     if not made_anew and not says_deployed(new):
@@ -87,6 +93,47 @@ def call_converters(block: nn.Module, done: frozenset[nn.Module] = frozenset()) 
         if converted is not child:
             replace(new, child, converted)
     return new
+
+
+def _structure(module: nn.Module) -> tuple[object, ...]:
+    """What changes with the form of a module: its class, its children, which weights it has."""
+    weights = [name for name, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+    return type(module), [(name, id(child)) for name, child in module._modules.items()], weights
+
+
+class _CalledConverters:
+    """Records which of some modules have their converters called.
+
+    Attributes:
+        modules: those whose converters were called.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules: set[nn.Module] = set()
+        self.classes = {type(module) for module in modules}
+
+    def __enter__(self) -> "_CalledConverters":
+        found = [(cls, name, getattr(cls, name, None)) for cls in self.classes for name in CONVERTERS]
+        methods = [(cls, name, method) for cls, name, method in found if inspect.isfunction(method)]
+        self.kept = [(cls, name, vars(cls).get(name)) for cls, name, _ in methods]
+        for cls, name, method in methods:
+            setattr(cls, name, self._recorded(method))
+        return self
+
+    def _recorded(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.modules.add(module)
+            return method(module, *args, **kwargs)
+
+        return call
+
+    def __exit__(self, *error: object) -> None:
+        for cls, name, own in self.kept:
+            if own is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, own)
 
 
 def replace(parent: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -126,9 +173,10 @@ class Twin:
         for module in list(self.block.modules()):
             make_permanent(module)
 
-    def convert(self) -> nn.Module:
-        """Convert the copy; its synchronized and frozen norms are plain ones meanwhile, as other packages expect."""
-        kept = {module: type(module) for module in self.block.modules() if type(module) in STAND_INS}
+    def convert(self, stand_ins: bool = False) -> nn.Module:
+        """Convert the copy, with plain norms in place of synchronized and frozen ones if ``stand_ins``."""
+        norms = [module for module in self.block.modules() if stand_ins and type(module) in STAND_INS]
+        kept = {module: type(module) for module in norms}
         for module, cls in kept.items():
             module.__class__ = STAND_INS[cls]
         try:
@@ -174,6 +222,7 @@ class DryRun:
         written: ids of the tensors that it writes in place.
         changes: whether it changes anything: a block in deploy form stays as it is.
         faults: why modules that it touches do not compute what their parameters say.
+        stand_ins: whether it needs plain norms in place of synchronized and frozen ones.
         error: what the converter raised; all else is then unknown, and ``faults`` are those of all modules.
     """
 
@@ -182,17 +231,26 @@ class DryRun:
     written: frozenset[int] = frozenset()
     changes: bool = True
     faults: Mapping[nn.Module, str] = field(default_factory=dict)
+    stand_ins: bool = False
     error: Exception | None = None
 
 
 @torch.inference_mode(False)  # inference tensors do not count their changes
 def dry_run(block: nn.Module) -> DryRun:
     """Convert a copy of a block on the meta device, where it takes no memory, or where that fails, on a real copy."""
-    run = _dry_run(block, torch.device("meta"))
-    return _dry_run(block, torch.device("cpu")) if run.error else run  # a converter may need to look at values
+    run = _dry_run_anywhere(block)
+    if (run.error or not run.changes) and any(type(module) in STAND_INS for module in block.modules()):
+        with_stand_ins = _dry_run_anywhere(block, stand_ins=True)
+        return run if with_stand_ins.error else with_stand_ins
+    return run
 
 
-def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
+def _dry_run_anywhere(block: nn.Module, stand_ins: bool = False) -> DryRun:
+    run = _dry_run(block, torch.device("meta"), stand_ins)
+    return _dry_run(block, torch.device("cpu"), stand_ins) if run.error else run  # it may need to look at values
+
+
+def _dry_run(block: nn.Module, device: torch.device, stand_ins: bool) -> DryRun:
     faults: dict[nn.Module, str] = {}
     try:
         with device:
@@ -205,7 +263,7 @@ def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
             owners = [(storage_of(t), module) for module in modules for t in tensors_of(module)]
             versions = {id(t): t._version for module in modules for t in tensors_of(module)}
             with _Reads() as reads:
-                new = twin.convert()
+                new = twin.convert(stand_ins)
     except Exception as error:
         return DryRun(faults=faults, error=error)
     stay = {id(module) for module in new.modules()}
@@ -227,6 +285,7 @@ def _dry_run(block: nn.Module, device: torch.device) -> DryRun:
         written=frozenset(id(twin.tensors[id(t)]) for t in written if id(t) in twin.tensors),
         changes=bool(gone or changed),
         faults=faults,
+        stand_ins=stand_ins,
     )
 
 

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.layers import DropBlock2d, DropPath, PatchDropout
+from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, FrozenBatchNormAct2d, PatchDropout, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
-NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
+#: Settings of layers that do not count in eval mode, or that the shapes of weights and maps tell.
+_NO_SETTINGS = {"inplace", "p", "momentum", "track_running_stats"} | {
+    f"{way}_{what}" for way in ("in", "out", "num") for what in ("channels", "features")
+}
 
 
 @dataclass(frozen=True)
@@ -88,31 +93,59 @@ def find_differences(pairs: Mapping[str, tuple[nn.Module, nn.Module]]) -> dict[s
 
 
 def what_differs(a: nn.Module, b: nn.Module) -> str:
-    """The first thing in which a model and what was rebuilt of it compute differently in eval mode; "" if they agree.
+    """The first thing in which a model and the network that timm builds of it compute differently in eval mode, or "".
 
     By names and shapes of weights, classes of modules and settings of PyTorch's layers; both may be on the meta device.
     """
-    ours, theirs = ({key: tuple(t.shape) for key, t in m.state_dict().items()} for m in (a, b))
+    ours, theirs = (
+        {key: tuple(t.shape) for key, t in m.state_dict().items() if not key.endswith("num_batches_tracked")}
+        for m in (a, b)
+    )
     if differing := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         name = differing[0]
         found = [f"of shape {list(s[name])}" if name in s else "missing" for s in (ours, theirs)]
-        return f"{name} is {found[0]} in the model and {found[1]} in what is rebuilt"
-    for name, pair in paired_modules(a, b, {}).items():
-        found = [_as_text(module) for module in pair]
-        if found[0] != found[1]:
-            return f"{name or 'the model'} is {found[0]} and {found[1]} in what is rebuilt"
+        return f"{name} is {found[0]} in the model, but {found[1]} in the network that timm builds"
+    parts = [dict(m.named_modules(remove_duplicate=False)) for m in (a, b)]
+    for name in parts[0] | parts[1]:
+        found = [_kind(part[name]) if name in part else _NOTHING for part in parts]
+        if found[0] != found[1] and not {_NOTHING, _IDENTITY} >= set(found):
+            return f"{name or 'the model'} is {found[0]} in the model, but {found[1]} in the network that timm builds"
+        if found[0] == found[1]:
+            settings = [_settings_in_eval(part[name]) for part in parts]
+            for key in settings[0]:
+                values = [own.get(key) for own in settings]
+                if values[0] != values[1]:
+                    return (
+                        f"{key} of {name} is {values[0]} in the model, but {values[1]} in the network that timm builds"
+                    )
     return ""
 
 
-def _as_text(module: nn.Module) -> str:
-    """The class of a module and, for layers of PyTorch, the settings that count in eval mode."""
-    if isinstance(module, NORMS):  # synchronized ones become plain ones
-        return f"a batch norm (eps={module.eps})"
+_NOTHING, _IDENTITY = "missing", "an Identity"
+
+
+def _kind(module: nn.Module) -> str:
+    """The class of a module; synchronized and frozen norms are batch norms, dropouts do nothing in eval mode."""
+    if isinstance(module, NORMS):
+        activates = isinstance(module, NORMS_WITH_ACTIVATION) and not isinstance(module.act, nn.Identity)
+        return "a batch norm with an activation" if activates else "a batch norm"
     if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd | DropPath | DropBlock2d | PatchDropout):
-        return "an Identity"
-    settings = module.extra_repr() if type(module).__module__.startswith("torch.nn.") else ""
-    kept = [part for part in settings.split(", ") if not part.startswith("inplace=")]
-    return f"{type(module).__name__}({', '.join(filter(None, kept))})"
+        return _IDENTITY
+    return type(module).__name__
+
+
+def _settings_in_eval(module: nn.Module) -> dict[str, object]:
+    """What a layer of PyTorch, or timm's variant of one, computes with in eval mode besides its weights."""
+    if isinstance(module, NORMS):
+        return {"eps": module.eps}
+    bases = [base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module]
+    if _kind(module) == _IDENTITY or not bases or not type(module).__module__.startswith(("torch.nn.", "timm.layers.")):
+        return {}
+    names = {
+        *getattr(module, "__constants__", ()),
+        *(("num_heads",) if isinstance(module, nn.MultiheadAttention) else ()),
+    }
+    return {name: getattr(module, name, None) for name in sorted(names - _NO_SETTINGS)}
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -17,24 +17,30 @@ def full_float32() -> Iterator[None]:
     """
     backends: Any = torch.backends
     older: dict[Callable[[Any], None], tuple[Any, Any]] = {}
-    if (allowed := _readable(lambda: backends.cudnn.allow_tf32)) is not None:
+    if allowed := _readable(lambda: backends.cudnn.allow_tf32):
         older[lambda value: setattr(backends.cudnn, "allow_tf32", value)] = (allowed, False)
-    if (matmul := _readable(torch.get_float32_matmul_precision)) is not None:
+    if (matmul := _readable(torch.get_float32_matmul_precision)) not in (None, "highest"):
         older[torch.set_float32_matmul_precision] = (matmul, "highest")
     operations = [getattr(b, name) for b in (backends.cudnn, backends.mkldnn) for name in ("conv", "rnn")]
     operations += [backends.cuda.matmul, backends.mkldnn.matmul]
-    newer = [operation.fp32_precision for operation in operations]
-    try:
+    own, everywhere = [operation.fp32_precision for operation in operations], backends.fp32_precision
+    with backends.__allow_nonbracketed_mutation():  # also after torch.backends.disable_global_flags()
         for change, (_, full) in older.items():
             change(full)
-        for operation in operations:
+        backends.fp32_precision = "ieee"
+        # Those that did not follow have a setting of their own.
+        changed = [(o, before) for o, before in zip(operations, own, strict=True) if o.fp32_precision != "ieee"]
+        for operation, _ in changed:
             operation.fp32_precision = "ieee"
+    try:
         yield
     finally:
-        for change, (before, _) in older.items():
-            change(before)
-        for operation, before in zip(operations, newer, strict=True):
-            operation.fp32_precision = before
+        with backends.__allow_nonbracketed_mutation():
+            for change, (before, _) in older.items():
+                change(before)
+            for operation, value in changed:
+                operation.fp32_precision = value
+            backends.fp32_precision = everywhere
 
 
 def _readable(setting: Callable[[], Any]) -> Any:

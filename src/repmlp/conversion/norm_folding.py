@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from ..layers.conv_norm import fold_norm_
+from ..layers.conv_norm import ensure_can_fold, fold_norm_
 from .converters import storage_of, tensors_of
 from .equivalence import example_inputs
 from .preparation import copied, ensure_copyable, in_eval_mode
@@ -90,7 +90,16 @@ def foldable_norms(model: nn.Module, inputs: object = None) -> dict[str, str]:
 
 
 def fold_pairs_(model: nn.Module, pairs: dict[str, str]) -> None:
-    """Fold norms into layers, both by name, in place."""
+    """Fold norms into layers, both by name, in place.
+
+    Raises:
+        ValueError: if the dtype of a layer cannot hold the result; nothing is changed then.
+    """
+    for norm_name, layer_name in pairs.items():
+        try:
+            ensure_can_fold(model.get_submodule(layer_name), model.get_submodule(norm_name))
+        except ValueError as error:
+            raise ValueError(f"cannot fold {norm_name} into {layer_name}: {error}") from None
     for norm_name, layer_name in pairs.items():
         norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
         fold_norm_(layer, norm)

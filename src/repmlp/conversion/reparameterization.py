@@ -48,17 +48,14 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
             f"nothing to convert: no module of this {type(model).__name__} has a deploy form (repmlp.RepMLP, the "
             f"networks of repmlp, and what repmlp.inject_locality was called on have)"
         )
-    if inplace and any(t.dtype == torch.float16 for block in runs for t in block.parameters()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reparameterize(model)  # refuses merged weights that float16 cannot hold, before anything changes
     holder = nn.Sequential(model)
+    if inplace:
+        _check_range(model, runs)
     for block, run in runs.items():
         was_finite = _is_finite(block)
         converted = _Conversion(block, run, _modules_outside(holder, block)).result
         if was_finite and not _is_finite(converted):
-            name = _name(next(name for name, part in model.named_modules() if part is block), block)
-            raise ValueError(f"cannot convert {name}: {TOO_LARGE}")
+            raise ValueError(f"cannot convert {_name_in(model, block)}: {TOO_LARGE}")
         converted.deploy = True  # type: ignore[assignment]
         for parent in holder.modules():
             replace(parent, block, converted)
@@ -89,11 +86,25 @@ def _dry_runs(model: nn.Module) -> dict[nn.Module, DryRun]:
     return runs
 
 
+def _check_range(model: nn.Module, runs: Mapping[nn.Module, DryRun]) -> None:
+    """Raise ValueError if float16 cannot hold what blocks will be merged into: before anything changes."""
+    for block in (block for block in runs if any(t.dtype == torch.float16 for t in block.parameters())):
+        twin = copied(block)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted = _Conversion(twin, dry_run(twin), set()).result
+        if _is_finite(block) and not _is_finite(converted):
+            raise ValueError(f"cannot convert {_name_in(model, block)}: {TOO_LARGE}")
+
+
 def _is_finite(module: nn.Module) -> bool:
-    """Whether no weight is NaN or infinite, found without a copy of any."""
-    tensors = (t for part in module.modules() for t in tensors_of(part))
-    floats = (t for t in tensors if t.is_floating_point() and t.numel() and not t.is_meta)
-    return all(bool(torch.stack(torch.aminmax(t)).isfinite().all()) for t in floats)
+    """Whether no parameter in float16 is NaN or infinite, found without a copy of any."""
+    halves = (p for p in module.parameters() if p.dtype == torch.float16 and p.numel() and not p.is_meta)
+    return all(bool(torch.stack(torch.aminmax(p)).isfinite().all()) for p in halves)
+
+
+def _name_in(model: nn.Module, block: nn.Module) -> str:
+    return _name(next((name for name, part in model.named_modules() if part is block), ""), block)
 
 
 def _name(name: str, module: nn.Module) -> str:
@@ -129,8 +140,10 @@ class _Conversion:
         self.twin = Twin(block, own if ours else wide)
         self.twin.separate(run.touched)
         self.before = {id(module): dict(vars(module)) for module in self.twin.block.modules()}
+        self.held = {id(module): _contents(module) for module in self.twin.block.modules()}
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}
         with _float64_by_default(), device:
-            converted = self.twin.convert()
+            converted = self.twin.convert(run.stand_ins)
         self.result = self._restored(converted)
 
     def _restored(self, module: nn.Module) -> nn.Module:
@@ -144,8 +157,7 @@ class _Conversion:
             "_parameters": {name: self._tensor(t, like, trains) for name, t in module._parameters.items()},
             "_buffers": {name: self._tensor(t, like, trains) for name, t in module._buffers.items()},
         }
-        before = self.before.get(id(module), {})
-        new = {key: value for key, value in vars(module).items() if key not in before or before[key] is not value}
+        new = {key: value for key, value in vars(module).items() if self._is_new(module, key, value)}
         into = module
         if original is not None:
             removed = vars(original).keys() - vars(module).keys() - {"_compiled_call_impl"}
@@ -185,8 +197,30 @@ class _Conversion:
             if t is original or (not t.is_meta and torch.equal(t, original.to(t.device, t.dtype))):
                 return original
             like, trains = original, original.requires_grad
-        value = t.detach().to(like.device, like.dtype if t.is_floating_point() else t.dtype)
-        return nn.Parameter(value, trains) if isinstance(t, nn.Parameter) else value
+        if id(t) not in self.made:  # a tensor with two names stays one
+            value = t.detach().to(like.device, like.dtype if t.is_floating_point() else t.dtype)
+            self.made[id(t)] = t, nn.Parameter(value, trains) if isinstance(t, nn.Parameter) else value
+        return self.made[id(t)][1]
+
+    def _is_new(self, module: nn.Module, key: str, value: object) -> bool:
+        """Whether the conversion gave an attribute its value, or changed what a list or dict holds."""
+        before = self.before.get(id(module), {})
+        if key not in before or before[key] is not value:
+            return True
+        held = self.held[id(module)].get(key)
+        leaves = tree_leaves(value)
+        return held is not None and (
+            len(held) != len(leaves) or any(a is not b for a, b in zip(held, leaves, strict=True))
+        )
+
+
+def _contents(module: nn.Module) -> dict[str, list[object]]:
+    """What lists and dicts hold that are attributes of a module, since a conversion may fill them in place."""
+    held = {key: value for key, value in vars(module).items() if isinstance(value, list | dict)}
+    return {key: tree_leaves(value) for key, value in held.items() if key not in _TABLES and not key.endswith("_hooks")}
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def _modules_outside(module: nn.Module, block: nn.Module) -> set[nn.Module]:

@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .preparation import copied
 
@@ -131,9 +132,11 @@ def wide_copy(model: nn.Module) -> nn.Module:
     """A copy in float64 (complex128), in eval mode; tensors that are plain attributes included."""
     wide = copied(model)
     for module in wide.modules():
-        public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-        for table in (vars(module), *(value for value in public.values() if isinstance(value, dict))):
-            table.update({key: widened(value) for key, value in table.items() if isinstance(value, Tensor)})
+        for key, value in list(vars(module).items()):
+            if key not in ("_parameters", "_buffers", "_modules") and any(
+                isinstance(leaf, Tensor) for leaf in tree_leaves(value)
+            ):
+                vars(module)[key] = tree_map_only(Tensor, widened, value)  # also in a tuple, list or dict
     return wide._apply(widened)
 
 

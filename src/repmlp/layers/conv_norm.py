@@ -100,6 +100,15 @@ def ensure_in_range(merged: Tensor, like: Tensor) -> None:
 
 
 @torch.no_grad()
+def ensure_can_fold(layer: Any, norm: Any) -> None:
+    """Raise ValueError if a layer's dtype cannot hold what a batch norm after it would be folded into."""
+    scale, shift = bn_affine(norm)
+    peaks = torch.linalg.vector_norm(layer.weight.flatten(1), torch.inf, dim=1)  # (O), without a copy of the weight
+    largest = to_double(peaks) * scale.abs()
+    ensure_in_range(torch.cat([largest, shift if layer.bias is None else scale * layer.bias + shift]), layer.weight)
+
+
+@torch.no_grad()
 def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
     """Fold a batch norm into the conv or linear layer before it, in place; returns the module that replaces the norm.
 
@@ -108,10 +117,8 @@ def fold_norm_(layer: Any, norm: Any) -> nn.Identity:
     Raises:
         ValueError: if the result is too large for the layer's dtype; the layer is then as it was.
     """
+    ensure_can_fold(layer, norm)
     scale, shift = bn_affine(norm)
-    peaks = torch.linalg.vector_norm(layer.weight.flatten(1), torch.inf, dim=1)  # (O), without a copy of the weight
-    largest = to_double(peaks) * scale.abs()
-    ensure_in_range(torch.cat([largest, shift if layer.bias is None else scale * layer.bias + shift]), layer.weight)
     bias = layer.weight.new_empty(layer.weight.shape[0])
     for rows in row_slices(layer.weight):  # slice by slice, to keep the float64 copies small
         before = None if layer.bias is None else layer.bias[rows]
