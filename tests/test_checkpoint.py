@@ -404,7 +404,8 @@ def test_frozen_norms_are_those_that_timm_builds(name, tmp_path):
     model = freeze_batch_norm_2d(randomize(timm.create_model(name))).eval()
     loaded = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
     x = torch.randn(2, *model.pretrained_cfg["input_size"])
-    torch.testing.assert_close(loaded(x), model(x))
+    expected = model(x)
+    assert (loaded(x) - expected).norm() < 1e-5 * expected.norm()  # timm's frozen norms round in another order
 
 
 def test_buffers_that_are_not_saved_take_the_dtype_of_most_weights(tmp_path):

@@ -48,11 +48,8 @@ def plainly(message: str) -> str:
     text = re.sub(r'^Parser key "(.*?)": Expected (a )?', r"--\1: expected ", text)
     text = re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
     text = re.sub(r"\bfloat, null\b", "a number, or null", text)
-    return (
-        re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
-        .replace(". Got value:", ", got")
-        .replace("got None", "got null")
-    )
+    text = text.replace(". Got value:", ", got").replace("got None", "got null")
+    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
 
 
 def build_parser(only: str | None = None) -> ArgumentParser:
