@@ -44,7 +44,7 @@ def plainly(message: str) -> str:
     text = re.sub(r"Does not validate .*?Subtypes: \[(.*)\] Errors: .*Given value: ", r"Expected \1. Got value: ", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"<class '(\w+)'>", lambda kind: {"NoneType": "null"}.get(kind[1], kind[1]), text)
-    text = re.sub(rf'(Parser key "|--)({"|".join(COMMANDS)})\.', r"\1", text)  # export.model
+    text = re.sub(rf'(Parser key "|--|required: )({"|".join(COMMANDS)})\.', r"\1", text)  # export.model
     text = re.sub(r'^Parser key "(.*?)": Expected (a )?', r"--\1: expected ", text)
     text = re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
     text = re.sub(r"\bfloat, null\b", "a number, or null", text)
