@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -129,8 +130,8 @@ def example_inputs(model: nn.Module, batch_size: int = 8) -> Tensor:
     else:
         raise ValueError(f"{type(model).__name__} does not state its input size: pass inputs, a tensor (N, C, H, W)")
     generator = torch.Generator().manual_seed(0)
-    parameter = next(model.parameters())
-    return torch.randn(batch_size, *size, generator=generator).to(parameter.device, parameter.dtype)
+    like = next(chain(model.parameters(), model.buffers()), torch.empty(0))
+    return torch.randn(batch_size, *size, generator=generator).to(like.device, like.dtype)
 
 
 def _compare_callable(a: nn.Module, b: Callable[..., object], few: Arguments) -> tuple[Tally, object, object]:
