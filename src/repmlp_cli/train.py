@@ -25,7 +25,8 @@ def run(settings: Train, flags: Collection[str] = ()) -> int:
         report_after_training(done.folder, describe_run(done.folder))
     made = sorted(path.name for path in done.folder.iterdir() if path.stem in ("deploy", "int8"))
     if made:  # while the run was interrupted
-        say((f"made from earlier weights: {', '.join(made)}; make them again with --overwrite", "yellow"))
+        again = "it" if len(made) == 1 else "them"
+        say((f"made from earlier weights: {', '.join(made)}; make {again} again with --overwrite", "yellow"))
     say(f"wrote {done.folder}; next: repmlp convert {done.folder}")
     return 0
 
