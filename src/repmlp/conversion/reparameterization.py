@@ -16,6 +16,9 @@ from .contract import is_reparameterized, iter_training_forms
 from .converters import DryRun, Twin, converter, dry_run, replace, storage_of, tensors_of
 from .preparation import copied, ensure_copyable, in_eval_mode, lost_hooks, package_of, why_not_removable
 
+#: Where a module keeps its tensors and children, which are compared one by one.
+_TABLES = ("_parameters", "_buffers", "_modules")
+
 
 @torch.inference_mode(False)  # the deploy form can be trained, wherever it was made
 def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -218,9 +221,6 @@ def _contents(module: nn.Module) -> dict[str, list[object]]:
     """What lists and dicts hold that are attributes of a module, since a conversion may fill them in place."""
     held = {key: value for key, value in vars(module).items() if isinstance(value, list | dict)}
     return {key: tree_leaves(value) for key, value in held.items() if key not in _TABLES and not key.endswith("_hooks")}
-
-
-_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def _modules_outside(module: nn.Module, block: nn.Module) -> set[nn.Module]:
