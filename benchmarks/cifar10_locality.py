@@ -30,7 +30,7 @@ from repmlp.training import build_test_loader, evaluate
 
 PLAIN, CONVS = "as it is", "convs in training, merged"
 WAYS: dict[str, list[list[int]]] = {PLAIN: [[]], CONVS: [[1, 3], [1, 3, 5, 7]]}
-LEARNING_RATES, DECAYS = (5e-3, 1e-2, 2e-2), (0.05, 0.2)
+LEARNING_RATES, DECAYS = (2e-3, 5e-3, 1e-2, 2e-2), (0.05, 0.2)
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResMLP, 64 tokens": {"model": "resmlp_6_32"},
     "gMLP, 64 tokens": {"model": "gmlp_6_32"},
@@ -62,14 +62,16 @@ def finished(folder: Path) -> bool:
 
 
 def train(folder: Path, settings: dict[str, Any]) -> None:
-    """One `repmlp train`; nothing if the run is finished."""
+    """One `repmlp train`; nothing if the run is finished. A run of other settings is refused, not taken for this one."""
+    recipe, settings = folder.with_suffix(".yaml"), {**SHARED, **settings}
+    if folder.exists() and yaml.safe_load(recipe.read_text()) != settings:
+        raise SystemExit(f"{folder} was trained with other settings, see {recipe}: delete it")
     if finished(folder):
         return
     words = ["--resume", str(folder)]
     if not (folder / "state").is_dir():
-        recipe = folder.with_suffix(".yaml")
         recipe.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(yaml.safe_dump({**SHARED, **settings}))
+        recipe.write_text(yaml.safe_dump(settings))
         words = ["--config", str(recipe), *(["--overwrite"] if folder.exists() else []), str(folder)]
     subprocess.run([sys.executable, "-m", "repmlp_cli", "train", *words], check=True)
 
