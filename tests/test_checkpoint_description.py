@@ -7,6 +7,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch.nn.utils import parametrizations
 
 import repmlp
+from repmlp.models.cifar import CifarNet
 from weights import randomize
 
 ARGS = {"img_size": 16, "channels": [4, 8], "partition_size": 4, "kernel_sizes": [1, [3, 1]], "in_chans": 1}
@@ -74,6 +75,22 @@ def test_what_changes_nothing_that_is_rebuilt_may_differ(model, tmp_path, change
     model.eval()
     plain = repmlp.load_model(repmlp.save_model(model, tmp_path / "m"))
     assert all(torch.equal(t, plain.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_saving_draws_no_random_numbers_though_the_network_reads_values_while_it_is_built(tmp_path, monkeypatch):
+    build = CifarNet.__init__
+    rates = []  # drop rates, say
+
+    def build_from_values(self, *args, **kwargs):
+        rates.append(torch.linspace(0, 1, 3).tolist())  # fails on the meta device
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(CifarNet, "__init__", build_from_values)
+    model = timm.create_model("repmlp_cifar", **ARGS)
+    state = torch.get_rng_state()
+    repmlp.save_model(model, tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(rates) == 2
 
 
 def with_torchs_synchronized_norms(model):

@@ -127,7 +127,8 @@ def _ensure_describes(folder: Path, model: Any) -> None:
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
-            made = _build(folder, config, weights)  # it reads values while it is built
+            with torch.random.fork_rng(devices=[]):  # training that saves a model goes on as if it had not
+                made = _build(folder, config, weights)  # it reads values while it is built
     except Exception as error:
         raise ValueError(f"{refused}that fails with {type(error).__name__}, {error}") from error
     if what := what_differs(model, made):
