@@ -126,6 +126,23 @@ with claim(sys.argv[1]):
     assert not is_claimed(tmp_path / "m")
 
 
+def test_looking_for_a_claim_leaves_its_file_as_it_is_and_does_not_need_to_write(tmp_path, monkeypatch):
+    with claim(tmp_path / "m"):
+        pass
+    (file,) = tmp_path.iterdir()
+    before = file.read_text()
+    file.write_text("process 1 on another machine")
+    assert not is_claimed(tmp_path / "m")
+    assert file.read_text() in ("process 1 on another machine", "")  # some platforms empty a file that they lock
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert not is_claimed(tmp_path / "m")
+    assert before.startswith("process ")
+
+
 def test_what_cannot_be_claimed_is_an_error_that_names_it():
     with pytest.raises(OSError, match=r"^/proc/x cannot be written: "), claim("/proc/x"):
         pass

@@ -311,13 +311,16 @@ def claim_to_write(
 
 def is_claimed(path: str | Path) -> bool:
     """Whether another process claims ``path`` now."""
-    if not _lock_file(_resolve(path)).exists():
+    file = _lock_file(_resolve(path))
+    if not file.exists():
         return False
     try:
-        with claim(path):
+        with FileLock(file, is_singleton=True).acquire(timeout=0):
             return False
-    except BlockingIOError:
+    except Timeout:
         return True
+    except PermissionError:  # in the folder of another user, where no process of this one writes
+        return False
 
 
 def _lock_file(path: Path) -> Path:

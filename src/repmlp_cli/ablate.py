@@ -12,6 +12,7 @@ from repmlp.ablation import (
     ImagesStudy,
     Job,
     Summary,
+    check_images,
     choose_rows,
     measure_costs,
     plan_jobs,
@@ -45,6 +46,8 @@ def run(settings: Ablate) -> int:
     folders = subset_folders(output, settings.images)
     # Everything is checked before the first run.
     jobs = {n: plan_jobs(recipes[n], folders[n], rows, settings.seeds) for n in folders}
+    if not settings.table:
+        check_images(recipes[max(recipes)])
     status, summaries = 0, {}
     for n, own in jobs.items():
         say("\n", (f"{n:,} training images", "bold"), f", {count(recipes[n].epochs, 'epoch')}")

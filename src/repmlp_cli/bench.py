@@ -6,6 +6,7 @@ from pathlib import Path
 from repmlp.deploy.benchmarking import bench
 from repmlp.deploy.environment import machine
 from repmlp.files import atomic_write, ensure_can_write, is_json_with
+from repmlp.messages import count
 from repmlp.plot.throughput import plot_throughput
 from repmlp_settings import Bench
 
@@ -49,8 +50,8 @@ def run(settings: Bench) -> int:
     ]
     header = ["model", "engine", "precision", "batch", "ms", "range", "images/s", "speed"]
     header += [*(["peak MiB"] if settings.memory else []), "M MACs"]
-    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
-    table(f"{about['cpu']}, {threads}, median of {settings.rounds} interleaved rounds", header, rows)
+    where = f"{about['cpu']}, {count(about['threads'], 'thread')}"
+    table(f"{where}, median of {settings.rounds} interleaved rounds", header, rows)
     results = {"about": about, "results": [m.to_dict() for m in measurements]}
     atomic_write(output / "bench.json", json.dumps(results, indent=1) + "\n")
     plot_throughput(measurements, output / "bench.png")

@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from repmlp import complexity, load_model, reparameterize, save_model, verify
 from repmlp.data import load_data
 from repmlp.deploy import time_interleaved
+from repmlp.messages import count
 from repmlp.plot import plot_fc3
-from repmlp.training import build_test_loader, evaluate
+from repmlp.training import build_test_loader, classify
 from repmlp_settings import Demo, Train
 
 from .console import print_report, say, table
@@ -66,10 +66,10 @@ def training_settings(settings: Demo) -> Train:
 
 def compare(forms, images, loader, report) -> None:
     """Print the two forms side by side: accuracy, size and time."""
-    batch, accelerator = images[:128], Accelerator()
+    batch = images[:128]
     with torch.inference_mode():
         times = time_interleaved({name: partial(m, batch) for name, m in forms.items()})
-    scores = [evaluate(model, loader, accelerator) for model in forms.values()]
+    scores = [totals.mean() for totals in classify(list(forms.values()), loader)[0]]
     counts = [complexity(model) for model in forms.values()]
     speeds = [f"{t.median * 1e3:.1f} ({t.fastest * 1e3:.1f}..{t.slowest * 1e3:.1f})" for t in times.values()]
     error = report.network.native
@@ -82,6 +82,6 @@ def compare(forms, images, loader, report) -> None:
         [f"ms per batch of {len(batch)}", *speeds],
     ]
     a, b = times.values()
-    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    threads = count(torch.get_num_threads(), "thread")
     table(f"The same network twice (PyTorch {torch.__version__}, CPU, {threads})", ["", *forms], rows)
     say("the deploy form is ", (f"{a.median / b.median:.1f} times", "bold"), " as fast, with the same predictions")

@@ -1,13 +1,13 @@
 """`repmlp eval`"""
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch import nn
 
-from repmlp.conversion import needs_reparameterize
 from repmlp.deploy import ExportedModel, load_any
 from repmlp.training import evaluate
 from repmlp_settings import Eval
 
+from .card import name_forms
 from .console import say
 from .data import load_test_images
 
@@ -15,7 +15,7 @@ from .data import load_test_images
 def run(settings: Eval) -> int:
     model = load_any(settings.model)
     data, loader = load_test_images(model, settings, settings.batch_size, settings.workers)
-    accelerator = Accelerator()
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))  # each image once
     model, loader = accelerator.prepare(model, loader)
     result = evaluate(model, loader, accelerator)
     say(
@@ -33,4 +33,4 @@ def run(settings: Eval) -> int:
 def kind(model: nn.Module) -> str:
     if isinstance(model, ExportedModel):
         return f"{'int8, ' if model.metadata.get('int8') else ''}exported to {model.format}"
-    return "training form" if needs_reparameterize(model) else "deploy form"
+    return next(iter(name_forms(model)))

@@ -18,12 +18,15 @@ from .console import say, training_progress
 from .report import report_after_training
 from .text import with_flags
 
+#: Names, up to the first dot, of what other commands write into a run folder by default.
+MADE_OF_A_RUN = ("deploy", "int8", "official", "official-training")
+
 
 def run(settings: Train, flags: Collection[str] = ()) -> int:
     done = train(settings, flags)
     if os.environ.get("RANK", "0") == "0":
         report_after_training(done.folder, describe_run(done.folder))
-    made = sorted(path.name for path in done.folder.iterdir() if path.stem in ("deploy", "int8"))
+    made = sorted(path.name for path in done.folder.iterdir() if path.name.split(".")[0] in MADE_OF_A_RUN)
     if made:  # while the run was interrupted
         again = "it" if len(made) == 1 else "them"
         say((f"made from earlier weights: {', '.join(made)}; make {again} again with --overwrite", "yellow"))

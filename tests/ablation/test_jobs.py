@@ -16,7 +16,7 @@ from planted import MACHINE, RECIPE, plant
 from repmlp.ablation import ROWS, choose_rows, plan_jobs
 from repmlp.ablation.jobs import with_found
 from repmlp.data import load_data
-from repmlp.training import build_test_loader, classify, evaluate
+from repmlp.training import build_test_loader, classify, evaluate, stored_settings
 
 PURE = choose_rows(["pure-mlp"])
 
@@ -174,6 +174,38 @@ def test_what_does_not_change_the_result_may_differ(tmp_path):
     plant(one(tmp_path), 100, [1.0], [1.0])
     job = one(tmp_path, data_root="elsewhere", download=True, workers=2, state_every=7, trackers=["tensorboard"])
     assert job.state == "finished"
+
+
+def test_a_tuple_is_the_list_that_yaml_makes_of_it(tmp_path):
+    plant(one(tmp_path), 100, [1.0], [1.0])
+    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in RECIPE.model_args.items()}
+    assert one(tmp_path, model_args=arguments).state == "finished"
+
+
+def test_a_run_from_before_images_were_held_out_by_class_is_none_of_a_recipe_that_does(tmp_path):
+    for fraction in (0.1, 0.0):
+        job = one(tmp_path / str(fraction), val_fraction=fraction)
+        plant(job, 100, [1.0], [1.0])
+        config = job.folder / "config.yaml"
+        config.write_text(config.read_text().replace("val_draw: by-class\n", ""))
+    with pytest.raises(ValueError, match=r"val_draw was 'at-random', now 'by-class'"):
+        one(tmp_path / "0.1", val_fraction=0.1)
+    assert one(tmp_path / "0.1", val_fraction=0.1, val_draw="at-random").state == "finished"
+    assert one(tmp_path / "0.0", val_fraction=0.0).state == "finished"  # nothing is held out
+
+
+def test_an_interrupted_run_goes_on_where_its_data_is_now(tmp_path):
+    settings = replace(RECIPE, data="torch/cifar10", data_root="before")
+    plant(one(tmp_path, settings), 100, [1.0], [1.0])
+    job = one(tmp_path, replace(settings, data_root="now", workers=2))
+    (job.folder / "test.json").unlink()
+    own = stored_settings(job._resumed)
+    assert (own.data_root, own.workers) == (str(Path("now").absolute()), 2)
+
+
+def test_settings_that_cannot_work_are_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match=r"warmup_epochs=5 leaves none of the 1 epochs"):
+        one(tmp_path, warmup_epochs=5)
 
 
 def test_a_config_that_holds_no_settings_is_told(tmp_path):

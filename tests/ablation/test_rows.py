@@ -80,5 +80,6 @@ def test_the_help_names_every_row():
 )
 def test_a_recipe_that_no_ablation_can_be_made_of(wrong, message):
     check_recipe(RECIPE)
+    check_recipe(replace(RECIPE, model_args={"kernel_sizes": None}))  # timm leaves out what is None
     with pytest.raises(ValueError, match=message):
         check_recipe(replace(RECIPE, **wrong))

@@ -215,4 +215,8 @@ def test_rows_are_trained_on_subsets_of_the_images(recipe, tmp_path, capsys):
     assert {n: (s["train_images"], s["epochs"]) for n, s in settings.items()} == {64: (64, 2), 200: (200, 1)}
     assert list(json.loads((output / "images.json").read_text())["accuracy"]) == ["Pure MLP", "A: not converted"]
     assert (output / "images.png").exists()
+    assert main([*command, "--images", "64,9999", "--steps", "4"]) == 2  # before the first run
+    assert "train_images=9999 of 1293 images to train on" in capsys.readouterr().err
+    assert not (output / "images-9999").exists()
+    assert main([*command, "--images", "64,200", "--steps", "4"]) == 0
     assert "Accuracy against the number of training images" in capsys.readouterr().out

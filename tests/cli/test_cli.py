@@ -120,13 +120,14 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, capsys, monkeypatch):
     unfinished = "the run is not finished (1 of 2 epochs): these are its weights so far"
     assert main(["convert", str(tmp_path / "r")]) == 0
     assert unfinished in capsys.readouterr().out
+    (tmp_path / "r" / "deploy.aoti.pt2").touch()
     default = Train("").epochs
     assert main(["train", "--resume", str(tmp_path / "r"), f"--epochs={default}"]) == 2  # given, although the default
     assert f"its own settings: epochs was 2, not {default}" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "r"), "--epochs", "2", "--val-fraction=0"]) == 0
     told = capsys.readouterr().out
     assert "last epoch, 2" in told
-    assert "made from earlier weights: deploy; make it again with --overwrite" in told
+    assert "made from earlier weights: deploy, deploy.aoti.pt2; make them again with --overwrite" in told
     assert (tmp_path / "r" / "curves.png").exists()
     assert main(["convert", str(tmp_path / "r"), "--overwrite"]) == 0
     assert "not finished" not in capsys.readouterr().out
@@ -220,6 +221,17 @@ def test_eval_gives_the_accuracy_of_training_in_both_forms(run, tmp_path, capsys
         shown = " ".join(capsys.readouterr().out.split())
         assert f"{correct} of 360 correct" in shown
         assert form in shown
+
+
+def test_eval_counts_each_image_once_in_several_processes(run, capsys):
+    correct = json.loads((run / "test.json").read_text())["correct"]
+    command = [
+        *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "repmlp_cli", "eval"],
+        str(run),
+    ]
+    done = subprocess.run([sys.executable, *command, "digits"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{correct} of 360 correct" in " ".join(done.stdout.split())
 
 
 @pytest.fixture

@@ -358,6 +358,23 @@ def test_the_channels_of_maps_that_have_them_last_are_judged_apart():
     assert repmlp.verify(model, merged, maps).first_difference.channel == 7
 
 
+@pytest.mark.parametrize("pruned", range(6))
+def test_an_error_is_found_beside_any_number_of_channels_that_are_zero(pruned):
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1)))
+    with torch.no_grad():
+        for tensor in (model[1].weight, model[1].bias, model[3].weight, model[3].bias):
+            tensor[:pruned] = 0
+    x = torch.randn(4, 4, 6, 6)
+    deploy = repmlp.fold_norms(model, x)
+    assert repmlp.verify(model, deploy, x)
+    with torch.no_grad():
+        deploy[0].bias[5] += 0.1
+    report = repmlp.verify(model, deploy, x)
+    assert not report
+    assert report.first_difference.channel == 5
+
+
 def test_an_overflow_in_the_dtype_of_a_model_is_not_equal_and_names_the_model():
     def net(first, last):
         convs = [nn.Conv2d(3, 3, 1, groups=3, bias=False, dtype=torch.float16) for _ in range(2)]

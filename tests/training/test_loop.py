@@ -92,8 +92,10 @@ def test_finite_weights_whose_loss_is_not_finite_stop_the_run(tmp_path, held_out
     settings = Train(output=str(tmp_path / "r"), **{**TINY, "lr": 1e30, "epochs": 1}, val_fraction=held_out)
     settings = replace(settings, train_images=64, model_args={**TINY["model_args"], "channels": [4]})
     images = "validation" if held_out else "test"
-    with pytest.raises(FloatingPointError, match=f"the loss of the {images} images became nan in epoch 1: lower lr"):
+    told = f"the loss of the {images} images became nan in epoch 1: lower lr"
+    with pytest.raises(FloatingPointError, match=told) as error:
         train(settings)
+    assert ("the best model so far is kept" in str(error.value)) == (tmp_path / "r" / "model").exists()
     assert not (tmp_path / "r" / "test.json").exists()
 
 

@@ -205,6 +205,22 @@ def test_a_network_learns_with(tmp_path, changes):
         AcceleratorState._reset_state()
 
 
+def test_what_accelerate_keeps_from_the_first_run_of_a_process_is_said(tmp_path):
+    train(tiny(tmp_path / "first", epochs=1))
+    with pytest.raises(ValueError, match=r"compile is kept as in the first run of this process, which did not"):
+        train(tiny(tmp_path / "second", epochs=1, compile=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"), [("repmlp_cifar", {"channels": [4, 8], "partition_size": 8}), ("resmlp_6_32", {})]
+)
+def test_a_network_that_is_built_for_a_size_gets_images_of_that_size(model, arguments):
+    settings = Train(output="r", model=model, model_args={**arguments, "img_size": 16})
+    data = load_data("digits")
+    network = build_model(settings, data)
+    assert data_config_of(settings, network, data)["input_size"] == (1, 16, 16)
+
+
 def test_channels_last_computes_the_same(tmp_path):
     """In three steps: its sums are added in another order, and rounding grows with the steps."""
     runs = {on: train(tiny(tmp_path / str(on), channels_last=on, lr=1e-3, train_images=144)) for on in (False, True)}

@@ -254,7 +254,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_state(tmp_path, monkeypatc
     torch_save = torch.save
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
-        with pytest.raises(OSError, match=r"No space left on device.*what was there is kept: make room"):
+        with pytest.raises(OSError, match=r"No space left on device.*what was there is kept: resume the run when"):
             train(Train(output=str(tmp_path / "full"), **TINY))
     assert [path.name for path in (tmp_path / "full" / "state").iterdir()] == ["state.pt"]
     assert read_state(tmp_path / "full")["progress"]["epoch"] == 2

@@ -126,6 +126,20 @@ def test_deploy_weights_are_refused_in_one_sentence(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
+CONVERT = {"repvgg_a0": repmlp.reparameterize, "test_resnet": repmlp.fold_norms}  # a ResNet has no blocks, but norms
+
+
+@pytest.mark.parametrize("name", CONVERT)
+@pytest.mark.parametrize("part", ["", "model.safetensors"])
+def test_a_folder_of_any_network_in_deploy_form_is_refused_and_so_is_the_file_in_it(tmp_path, name, part):
+    model = randomize(timm.create_model(name))
+    repmlp.save_model(CONVERT[name](model), tmp_path / "deploy")
+    with pytest.raises(ValueError, match=r"deploy is in deploy form, which cannot be trained"):
+        load_weights(timm.create_model(name), tmp_path / "deploy" / part)
+    repmlp.save_model(model, tmp_path / "model")
+    assert not load_weights(timm.create_model(name), tmp_path / "model" / part).initialized
+
+
 @pytest.mark.parametrize(("architecture", "arguments"), [("repmlpnet_t224", NET), ("repmlp_resnet50_light", RESNET)])
 def test_weights_of_the_authors_are_translated(tmp_path, architecture, arguments):
     other = randomize(timm.create_model(architecture, num_classes=7, **arguments))

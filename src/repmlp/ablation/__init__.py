@@ -4,7 +4,7 @@ from .jobs import Job, plan_jobs
 from .plan import Cost, measure_costs
 from .results import Line, Result, Spread
 from .rows import ROWS, Row, check_recipe, choose_rows
-from .subsets import ImagesStudy, recipe_for_images, subset_folders
+from .subsets import ImagesStudy, check_images, recipe_for_images, subset_folders
 from .summary import Summary, sole_writer, summarize
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "Spread",
     "Summary",
+    "check_images",
     "check_recipe",
     "choose_rows",
     "measure_costs",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 
 from repmlp_settings import Train
 
@@ -21,9 +21,11 @@ from ..checkpoint import load_model
 from ..conversion import reparameterize
 from ..conversion.float32 import full_float32
 from ..data import load_data
+from ..data.sets import PATHS
 from ..deploy.environment import machine
 from ..files import atomic_write, claim, is_claimed
 from ..training import Epoch, Step, absolute_paths, build_test_loader, classify, read_settings, train
+from ..training.checks import check_settings
 from ..training.records import read_rows
 from .rows import ROWS, Row, check_recipe
 
@@ -91,11 +93,17 @@ class Job:
             except BlockingIOError:
                 return False
             if not (self.folder / "test.json").exists():  # train writes it last
-                settings = Train(output=str(self.folder), resume=True) if self._begun else self.settings
-                train(settings, on_step, on_epoch, on_check)
+                train(self._resumed if self._begun else self.settings, on_step, on_epoch, on_check)
             if not self.converted.exists():
                 self._test_both_forms()
             return True
+
+    @property
+    def _resumed(self) -> Train:
+        """Settings that resume the run, whose data may have moved."""
+        own = self.settings
+        root = None if own.data.startswith(PATHS) else own.data_root
+        return Train(output=str(self.folder), resume=True, data_root=root, download=own.download, workers=own.workers)
 
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from those in the run folder, by name: (then, now).
@@ -136,7 +144,7 @@ class Job:
 
 def device_of(settings: Train) -> torch.device:
     """The device that :func:`repmlp.training.train` uses with these settings."""
-    return Accelerator(mixed_precision=settings.precision, cpu=settings.cpu).device
+    return PartialState(cpu=settings.cpu).device
 
 
 def machine_with(device: torch.device) -> dict[str, Any]:
@@ -150,9 +158,10 @@ def plan_jobs(recipe: Train, output: Path, rows: Sequence[Row], seeds: Sequence[
 
     Raises:
         ValueError: if the recipe does not suit an ablation, no seed is given, or a run in the folder was trained
-            with other settings.
+            with other settings; see also :func:`repmlp.training.checks.check_settings`.
     """
     check_recipe(recipe)
+    check_settings(recipe)
     if not seeds:
         raise ValueError("an ablation needs at least one seed, for example 0, 1 and 2")
     jobs = [job_of(recipe, output, row, seed) for seed in dict.fromkeys(seeds) for row in rows]

@@ -149,9 +149,7 @@ def to_lines(results: Sequence[Result], rows: Sequence[Row] = ROWS) -> list[Line
     return lines
 
 
-def measure(
-    lines: Sequence[Line], folders: Mapping[str, Path], recipe: Train, rounds: int = 20, warmup: int = 3
-) -> list[Line]:
+def measure(lines: Sequence[Line], folders: Mapping[str, Path], recipe: Train, rounds: int, warmup: int) -> list[Line]:
     """Add parameters, MACs and inference time to the lines, timing all networks alternately in one session.
 
     Args:

@@ -73,7 +73,7 @@ def check_recipe(recipe: Train) -> None:
         )
     if set_by_rows := [name for name in ("block", "global_perceptron", "deploy") if name in recipe.model_args]:
         raise ValueError(f"model_args.{set_by_rows[0]} is set by the rows of the ablation: remove it from the recipe")
-    if list(recipe.model_args.get("kernel_sizes", [0])) == []:
+    if recipe.model_args.get("kernel_sizes") in ([], ()):
         raise ValueError("the recipe sets no kernel_sizes: row B, no Local Perceptron, would equal the pure MLP")
     if not_shared := [name for name in ("weights", "locality", "qat") if getattr(recipe, name)]:
         raise ValueError(f"not every row of the ablation supports {not_shared[0]}: remove it from the recipe")

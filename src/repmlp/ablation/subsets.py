@@ -8,8 +8,10 @@ from typing import Any
 
 from repmlp_settings import Train
 
+from ..data import load_data
 from ..files import atomic_write
 from ..messages import markdown_table
+from ..training.batches import split_train
 from .results import Line
 from .summary import Summary, spread_text
 
@@ -24,6 +26,12 @@ def recipe_for_images(recipe: Train, images: int, steps: int) -> Train:
         raise ValueError(f"images={images} and steps={steps} must be 1 or more")
     per_epoch = images // min(recipe.batch_size, images)
     return replace(recipe, train_images=images, epochs=-(-steps // per_epoch))
+
+
+def check_images(recipe: Train) -> None:
+    """Raise ValueError if the data set of a recipe has fewer images to train on than it asks for."""
+    data = load_data(recipe.data, recipe.data_root, recipe.download, recipe.bad_images, in_memory="no")
+    split_train(recipe, data)
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,7 @@ def sole_writer(output: Path) -> AbstractContextManager:
 
 
 def _machine(about: Mapping[str, Any]) -> str:
-    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
-    return f"{about['cpu']}, {threads}" if about["device"] == "cpu" else str(about["device"])
+    return f"{about['cpu']}, {count(about['threads'], 'thread')}" if about["device"] == "cpu" else str(about["device"])
 
 
 def _shared(recipe: Train) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     try:
         return run(model, args, kwargs)
     except RuntimeError as error:
-        if "dtype" not in str(error) and "type" not in str(error):
+        if "type" not in str(error):
             raise
         raise ValueError(
             f"{type(model).__name__} cannot compute in float64 ({error}): verify compares a float64 copy. If only b "

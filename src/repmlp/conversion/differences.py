@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, FrozenBatchNormAct2d, PatchDropout, SyncBatchNormAct
+from timm.layers import DropBlock2d, DropPath, FrozenBatchNormAct2d, PatchDropout
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
+from .preparation import NORMS_WITH_ACTIVATION
+
 NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
-NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
 #: Settings of layers that do not count in eval mode, or that the shapes of weights and maps tell.
 _NO_SETTINGS = {"inplace", "p", "momentum", "track_running_stats"} | {
     f"{way}_{what}" for way in ("in", "out", "num") for what in ("channels", "features")

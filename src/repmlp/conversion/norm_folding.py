@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
-from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.models.feature_extraction import NodePathTracer
@@ -17,12 +16,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ..layers.conv_norm import ensure_can_fold, fold_norm_
 from .converters import storage_of, tensors_of
 from .equivalence import example_inputs
-from .preparation import copied, ensure_copyable, in_eval_mode
+from .preparation import NORMS_WITH_ACTIVATION, copied, ensure_copyable, in_eval_mode
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FOLDED = "folded_norm"  # an attribute of what replaces a folded norm
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-_NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)  # and, between the two, a drop
 _ATEN = {getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "linear")}
 
 
@@ -213,7 +211,7 @@ def _without_affine(norm: Any) -> nn.Module | None:
     """What is left of a norm of a known class once its affine map is gone; None if it cannot go."""
     if type(norm) in _NORMS and norm.running_mean is not None:
         return nn.Identity()
-    if type(norm) in _NORMS_WITH_ACTIVATION and norm.running_mean is not None:
+    if type(norm) in NORMS_WITH_ACTIVATION and norm.running_mean is not None:
         rest = [module for module in (norm.drop, norm.act) if not isinstance(module, nn.Identity)]
         return rest[0] if len(rest) == 1 else nn.Sequential(*rest) if rest else nn.Identity()
     return None

@@ -39,7 +39,9 @@ PLAIN = (
     LayerScale2d,
     GroupedLinear,
 )
-_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)
+NORMS_WITH_ACTIVATION = (BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct)  # and, between the two, a drop
+#: Where a module keeps its tensors and children.
+TABLES = ("_parameters", "_buffers", "_modules")
 #: Packages whose modules without tensors of their own only combine others.
 _PACKAGES = ("torch", "timm", "torchvision", "repmlp")
 
@@ -138,7 +140,7 @@ def why_not_mergeable(part: nn.Module, block: nn.Module) -> str | None:
     reason = why_not_plain(part, (*PLAIN, type(part)) if of_the_block else PLAIN, is_rounding_hook)
     if reason == "has a forward hook":
         return f"{reason}, which a merged layer cannot keep: remove it"
-    if isinstance(part, _WITH_ACTIVATION) and not all(isinstance(child, nn.Identity) for child in part.children()):
+    if isinstance(part, NORMS_WITH_ACTIVATION) and not all(isinstance(child, nn.Identity) for child in part.children()):
         reason = "has an activation"
     return reason and f"{reason}: put the original layer back"
 

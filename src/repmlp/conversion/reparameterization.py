@@ -14,10 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..layers.conv_norm import TOO_LARGE
 from .contract import is_reparameterized, iter_training_forms
 from .converters import DryRun, Twin, converter, dry_run, replace, storage_of, tensors_of
-from .preparation import copied, ensure_copyable, in_eval_mode, lost_hooks, package_of, why_not_removable
-
-#: Where a module keeps its tensors and children, which are compared one by one.
-_TABLES = ("_parameters", "_buffers", "_modules")
+from .preparation import TABLES, copied, ensure_copyable, in_eval_mode, lost_hooks, package_of, why_not_removable
 
 
 @torch.inference_mode(False)  # the deploy form can be trained, wherever it was made
@@ -220,7 +217,7 @@ class _Conversion:
 def _contents(module: nn.Module) -> dict[str, list[object]]:
     """What lists and dicts hold that are attributes of a module, since a conversion may fill them in place."""
     held = {key: value for key, value in vars(module).items() if isinstance(value, list | dict)}
-    return {key: tree_leaves(value) for key, value in held.items() if key not in _TABLES and not key.endswith("_hooks")}
+    return {key: tree_leaves(value) for key, value in held.items() if key not in TABLES and not key.endswith("_hooks")}
 
 
 def _modules_outside(module: nn.Module, block: nn.Module) -> set[nn.Module]:

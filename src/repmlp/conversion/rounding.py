@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .preparation import copied
+from .preparation import TABLES, copied
 
 #: Two models are equal if no channel of an output differs by more than this many times the effect of one random
 #: rounding of the weights. docs/equivalence.md shows what exact conversions need.
@@ -133,9 +133,7 @@ def wide_copy(model: nn.Module) -> nn.Module:
     wide = copied(model)
     for module in wide.modules():
         for key, value in list(vars(module).items()):
-            if key not in ("_parameters", "_buffers", "_modules") and any(
-                isinstance(leaf, Tensor) for leaf in tree_leaves(value)
-            ):
+            if key not in TABLES and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
                 vars(module)[key] = tree_map_only(Tensor, widened, value)  # also in a tuple, list or dict
     return wide._apply(widened)
 
@@ -235,7 +233,8 @@ class Tally:
             return Verdict(math.inf, note=note)
         worst = Verdict()
         for path, (difference, rounding, norm) in self.sums.items():
-            alive = torch.where(rounding > 0, rounding / norm, torch.nan)  # a ReLU gives zeros, whatever the rounding
+            # A ReLU gives zeros, whatever the rounding; so does a pruned channel, but its zero weights move.
+            alive = torch.where((rounding > 0) & (norm > 0), rounding / norm, torch.nan)
             share = torch.nan_to_num(alive.nanmedian(1, keepdim=True).values)  # of a usual channel
             usual = norm.mean(1, keepdim=True)
             allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * torch.maximum(norm, usual)

@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from timm.data import resolve_data_config
 from timm.data.random_erasing import RandomErasing
+from timm.models import get_model_input_config
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -59,7 +60,7 @@ def data_config_of(settings: Train, model: nn.Module, data: ImageData) -> DataCo
         ValueError: for ``fit`` by padding where images have no size of their own, or a larger one.
     """
     config = {**resolve_data_config(model=model), "mean": data.mean, "std": data.std}
-    size = image_size(settings) or config["input_size"][1:]
+    size = image_size(settings) or get_model_input_config(model)["input_size"][1:]
     config["input_size"] = (data.in_chans, *size)
     if settings.fit == "pad":
         square = data.image_size is not None and data.image_size[0] == data.image_size[1] and size[0] == size[1]

@@ -24,7 +24,7 @@ MAY_CHANGE = ("data", "data_root", "download", "workers")
 
 
 def absolute_paths(settings: Train) -> Train:
-    """The same settings from any working directory."""
+    """The same settings from any working directory, as config.yaml keeps them."""
     data, root = settings.data, settings.data_root
     for prefix in SOURCES:
         path = data.removeprefix(prefix)
@@ -36,6 +36,7 @@ def absolute_paths(settings: Train) -> Train:
         settings,
         data=data,
         data_root=None if root is None else _absolute(root),
+        model_args=yaml.safe_load(yaml.safe_dump(settings.model_args)),  # tuples become lists
         weights=None if settings.weights is None else _absolute(settings.weights),
     )
 
@@ -79,6 +80,8 @@ def _read(path: Path) -> dict[str, Any]:
         advice = did_you_mean(str(unknown[0]), hints) or ": remove it"
         raise ValueError(f"{path} holds {unknown[0]!r}, which is not a setting of a run{advice}")
     values.setdefault("output", str(path.parent))
+    if values.get("val_fraction") != 0:  # runs from before this setting drew without regard to the classes
+        values.setdefault("val_draw", "at-random")
     for key, value in values.items():
         if not _is_a(value, hints[key]):
             wanted = str(getattr(hints[key], "__name__", hints[key])).replace("typing.", "")
@@ -123,10 +126,9 @@ def stored_settings(settings: Train, given: Collection[str] = ()) -> Train:
     if (folder / "test.json").exists():
         raise ValueError(f"the run in {folder} is finished: there is nothing to resume")
     values = _read(folder / "config.yaml")
-    # Runs from before these settings existed kept the small named sets in memory, and no others; drew held-out images
-    # without regard to their classes; and took classes by index.
+    # Runs from before these settings existed kept the small named sets in memory, and no others; and took classes by
+    # index.
     values.setdefault("in_memory", "yes" if values.get("data", "digits") in ("digits", *SMALL) else "no")
-    values.setdefault("val_draw", "at-random")
     values.setdefault("labels", "by-index")
     own = Train(**values)
     absolute = absolute_paths(settings)

@@ -272,10 +272,10 @@ def _check_finite(folder: Path, components: TrainComponents, progress: Progress)
 
 
 def _stop_diverged(folder: Path, components: TrainComponents, epoch: int, what: str) -> NoReturn:
-    raise FloatingPointError(
-        f"{what} in epoch {epoch}: lower lr ({components.optimizer.defaults['lr']}) or add warmup_epochs; "
-        f"the best model so far is kept in {folder / 'model'}, and the last good state next to it"
-    )
+    model = folder / "model"
+    kept = f"; the best model so far is kept in {model}, and the last good state next to it" if model.exists() else ""
+    advice = f"lower lr ({components.optimizer.defaults['lr']}) or add warmup_epochs"
+    raise FloatingPointError(f"{what} in epoch {epoch}: {advice}{kept}")
 
 
 def _stopping(accelerator: Accelerator, stop: Event, step: int) -> bool:

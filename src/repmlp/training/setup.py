@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
@@ -94,11 +94,12 @@ def build_accelerator(settings: Train) -> Accelerator:
     """accelerate's view of device, precision and processes.
 
     Raises:
-        ValueError: for a precision that the device does not have.
+        ValueError: for a precision that the device does not have, or settings that accelerate fixed for this process in
+            an earlier run.
     """
     if settings.precision == "fp16" and PartialState(cpu=settings.cpu).device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on a CPU: use bf16 or no")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=settings.precision,
         cpu=settings.cpu,
         dynamo_backend="inductor" if settings.compile else None,
@@ -106,6 +107,9 @@ def build_accelerator(settings: Train) -> Accelerator:
         log_with=settings.trackers or None,
         project_dir=settings.output,
     )
+    if settings.compile and accelerator.state.dynamo_plugin.backend == DynamoBackend.NO:
+        raise ValueError("compile is kept as in the first run of this process, which did not: start another process")
+    return accelerator
 
 
 def build_components(

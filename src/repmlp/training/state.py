@@ -37,7 +37,7 @@ def write_state(folder: Path, state: State) -> None:
         with atomic_file(folder / STATE) as path:
             torch.save({"format": FORMAT, **state}, path)
     except OSError as error:
-        raise OSError(f"{error}: make room, then resume the run") from error
+        raise OSError(f"{error}: resume the run when its state can be written again") from error
 
 
 def read_state(folder: Path) -> State | None:

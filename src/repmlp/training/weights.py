@@ -16,6 +16,7 @@ from repmlp_settings import Train
 from .. import official
 from ..checkpoint import CONFIG, WEIGHTS, load_model
 from ..conversion import is_reparameterized
+from ..conversion.forms import describe_form
 from ..data import ImageData, match_labels
 from ..layers import RepMLP, RepMLPv2
 from ..layers.token_mixing import TokenMixing
@@ -74,7 +75,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no weights {path}: give a model folder, or a .safetensors or .pth file")
-    weights = _read_folder(path) if path.is_dir() else _read_file(path, model)
+    folder = _folder_of(path)
+    weights = _read_folder(folder) if folder.is_dir() else _read_file(path, model)
     if isinstance(model, RepMLPResNet):
         weights = checkpoint_filter_fn(weights, model)
     own = model.state_dict()
@@ -88,7 +90,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
             wrong.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
     if wrong or not any(own[name].is_floating_point() for name in copied):
         reason = shorten(wrong) if wrong else f"no name in common, the first is {next(iter(weights), 'none')}"
-        advice = f"; {_how_they_fit(path, model)}" if path.is_dir() else ""
+        advice = f"; {_how_they_fit(folder, model)}" if folder.is_dir() else ""
         raise ValueError(f"the weights in {path} are not those of this {type(model).__name__}: {reason}{advice}")
     model.load_state_dict({**own, **{name: weights[name] for name in copied}})
     return LoadedWeights(
@@ -99,9 +101,14 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
     )
 
 
+def _folder_of(path: Path) -> Path:
+    """The model folder that a path means: a folder, or the file of weights in one; other files as they are."""
+    return path.parent if path.name == WEIGHTS and (path.parent / CONFIG).is_file() else path
+
+
 def _read_folder(path: Path) -> Mapping[str, Tensor]:
     model = load_model(path)
-    if is_reparameterized(model):
+    if is_reparameterized(model) or describe_form(model):  # blocks, or norms that are folded
         raise _deploy_form(path)
     return model.state_dict()
 
@@ -172,9 +179,7 @@ def match_weights(data: ImageData, settings: Train, state: State | None) -> Imag
         if not names or set(names) != set(data.class_names):  # check_data says what differs
             return data
     elif settings.weights:
-        path = Path(settings.weights)
-        if path.name == WEIGHTS and (path.parent / CONFIG).is_file():  # the file of a model folder
-            path = path.parent
+        path = _folder_of(Path(settings.weights))
         names = label_names_of(load_model(path)) if path.is_dir() else None
     return match_labels(data, names, settings.labels)
 
