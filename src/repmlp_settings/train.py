@@ -14,7 +14,8 @@ class Train:
 
     Args:
         output: Run folder to write.
-        resume: Resume the run in this folder, bit for bit, with its own settings; only its data may have moved.
+        resume: Resume the run in this folder, bit for bit, with its own settings. Only where its data is, and
+            how many workers read it, may differ.
         model: Name of a network from this package or timm.
         model_args: Arguments of the network, for example '--model_args.channels=[8,16,32]'.
         locality: Kernel sizes of convs to train in parallel with a vision MLP's token-mixing FCs, for example 1,3.
