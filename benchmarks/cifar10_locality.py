@@ -8,7 +8,7 @@ commands train what is missing, resume what was interrupted, and write results/c
 results/cifar10_locality, with each network whose runs are all finished; ``--network`` trains one network only.
 Results of networks that are not in RUNS are kept as results/ has them.
 ``test`` takes its settings from the result of ``search``: for each network, with convs and without, those of the
-highest held-out accuracy.
+highest held-out accuracy. If they differ, the network without convs is also trained with the settings of the convs.
 """
 
 import itertools
@@ -29,6 +29,7 @@ from repmlp.data import load_data
 from repmlp.training import build_test_loader, evaluate
 
 PLAIN, CONVS = "as it is", "convs in training, merged"
+CONTROL = "as it is, with the settings of the convs"
 WAYS: dict[str, list[list[int]]] = {PLAIN: [[]], CONVS: [[1, 3], [1, 3, 5, 7]]}
 LEARNING_RATES, DECAYS = (2e-3, 5e-3, 1e-2, 2e-2), (0.05, 0.2)
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -62,7 +63,7 @@ def finished(folder: Path) -> bool:
 
 
 def train(folder: Path, settings: dict[str, Any]) -> None:
-    """One `repmlp train`; nothing if the run is finished. A run of other settings is refused, not taken for this one."""
+    """One `repmlp train`; nothing if the run is finished. A run of other settings is refused."""
     recipe, settings = folder.with_suffix(".yaml"), {**SHARED, **settings}
     if folder.exists() and yaml.safe_load(recipe.read_text()) != settings:
         raise SystemExit(f"{folder} was trained with other settings, see {recipe}: delete it")
@@ -105,8 +106,16 @@ def search(networks: list[str], data: Path, runs: Path) -> None:
     write(RESULTS["search"], settings_of("search"), results, table(header, cells))
 
 
+def ways_of(network: str) -> list[str]:
+    """How a network is trained for the test."""
+    optimizers = [{**chosen(network, way), "locality": []} for way in WAYS]
+    return [*WAYS] if optimizers[0] == optimizers[1] else [*WAYS, CONTROL]
+
+
 def chosen(network: str, way: str) -> dict[str, Any]:
     """The settings of the search with the highest held-out accuracy."""
+    if way == CONTROL:
+        return {**chosen(network, CONVS), "locality": []}
     file = HERE / "results" / f"{RESULTS['search']}.json"
     if not file.is_file():
         raise SystemExit(f"{file} is missing: run the search first")
@@ -124,18 +133,19 @@ def test(networks: list[str], data: Path, runs: Path) -> None:
             runs / "test" / f"{network}-{way}-{seed}".replace(", ", "-").replace(" ", "_") for seed in SEEDS
         ]
         for network in NETWORKS
-        for way in WAYS
+        for way in ways_of(network)
     }
-    for network, seed, way in itertools.product(networks, SEEDS, WAYS):
-        settings = {**NETWORKS[network], **chosen(network, way), "seed": seed}
-        train(folders[network, way][seed], {"data": f"folder:{data}", "epochs": EPOCHS["test"], **settings})
+    for (network, way), seed in itertools.product(folders, SEEDS):
+        if network in networks:
+            settings = {**NETWORKS[network], **chosen(network, way), "seed": seed}
+            train(folders[network, way][seed], {"data": f"folder:{data}", "epochs": EPOCHS["test"], **settings})
     results = []
     for (network, way), own in folders.items():
-        if not all(finished(folder) for w in WAYS for folder in folders[network, w]):
+        if not all(finished(folder) for w in ways_of(network) for folder in folders[network, w]):
             continue
         scores, plain = accuracies(own), accuracies(folders[network, PLAIN])
         result = {"network": network, "way": way, **chosen(network, way), "accuracy": scores}
-        result["deploy_accuracy"] = scores if way == PLAIN else [deploy_accuracy(folder, data) for folder in own]
+        result["deploy_accuracy"] = scores if way != CONVS else [deploy_accuracy(folder, data) for folder in own]
         result["train_loss"] = [train_loss(folder) for folder in own]
         result["gain"] = [a - b for a, b in zip(scores, plain, strict=True)]
         results.append(result)

@@ -165,3 +165,18 @@ def test_the_effect_of_rounding_is_that_of_the_output_that_it_moves_most():
         tally.add(output, output, [(output, moved)])
     assert tally.relative_rounding() == pytest.approx((25 / 50) ** 0.5)  # of b; a is moved by (1 / 50) ** 0.5
     assert Tally().relative_rounding() == 0.0
+
+
+@pytest.mark.parametrize("dominated", range(6))
+def test_channels_that_rounding_dominates_do_not_make_it_usual(dominated):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(100, 6, generator=generator, dtype=torch.float64)
+    a[:, :dominated] *= 1e-3
+    moved = a + 1e-7 * torch.randn(a.shape, generator=generator)
+    moved[:, :dominated] += 0.06
+    wrong = a.clone()
+    wrong[:, 5] += 0.01
+    for b, equal in ((moved, True), (wrong, False)):
+        tally = Tally()
+        tally.add(a, b, [(a, moved)])
+        assert (tally.verdict().ratio <= LIMIT) == equal

@@ -233,8 +233,8 @@ class Tally:
             return Verdict(math.inf, note=note)
         worst = Verdict()
         for path, (difference, rounding, norm) in self.sums.items():
-            # A ReLU gives zeros, whatever the rounding; so does a pruned channel, but its zero weights move.
-            alive = torch.where((rounding > 0) & (norm > 0), rounding / norm, torch.nan)
+            # A ReLU gives zeros, whatever the rounding. A pruned channel, whose zero weights move, is rounding alone.
+            alive = torch.where((rounding > 0) & (rounding < norm), rounding / norm, torch.nan)
             share = torch.nan_to_num(alive.nanmedian(1, keepdim=True).values)  # of a usual channel
             usual = norm.mean(1, keepdim=True)
             allowed = torch.maximum(rounding, TYPICAL**2 * share * norm) + FLOOR**2 * torch.maximum(norm, usual)
