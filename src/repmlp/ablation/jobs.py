@@ -158,7 +158,7 @@ def plan_jobs(recipe: Train, output: Path, rows: Sequence[Row], seeds: Sequence[
 
     Raises:
         ValueError: if the recipe does not suit an ablation, no seed is given, or a run in the folder was trained
-            with other settings; see also :func:`repmlp.training.checks.check_settings`.
+            with other settings. Settings that cannot work are refused as by :func:`repmlp.training.train`.
     """
     check_recipe(recipe)
     check_settings(recipe)
