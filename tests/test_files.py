@@ -130,17 +130,15 @@ def test_looking_for_a_claim_leaves_its_file_as_it_is_and_does_not_need_to_write
     with claim(tmp_path / "m"):
         pass
     (file,) = tmp_path.iterdir()
-    before = file.read_text()
     file.write_text("process 1 on another machine")
     assert not is_claimed(tmp_path / "m")
-    assert file.read_text() in ("process 1 on another machine", "")  # some platforms empty a file that they lock
+    assert file.read_text() == "process 1 on another machine"
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     assert not is_claimed(tmp_path / "m")
-    assert before.startswith("process ")
 
 
 def test_what_cannot_be_claimed_is_an_error_that_names_it():
